@@ -1,0 +1,67 @@
+//! A sidecar that signs a user out everywhere in Amazon Cognito, asked over gRPC.
+//!
+//! One crate: this library is what the binary and the tests share; it is not meant for others to depend on.
+//!
+//! # How a call walks
+//!
+//! message -> [`service`] parses it into the vocabulary of [`sign_out`], once -> [`retry`] attempts within the deadline
+//! -> [`quota`] lets no more through at one time than allowed -> [`cognito`] makes one attempt by the AWS SDK -> a
+//! `SignedOut` or a `SignOutError` -> [`status`] maps that, once, to what the caller sees.
+//!
+//! # Modules
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`config`] | every flag and environment variable, typed; nothing else reads the environment |
+//! | [`pattern`] | names matched exactly, or by a prefix that ends in one `*` |
+//! | [`sign_out`] | the vocabulary: whom to sign out, what came of it, why not; and the port, `trait SignOut` |
+//! | `redact` | what must not leave the process |
+//! | [`status`] | a failure to a gRPC status with google.rpc details; the only place that knows gRPC codes |
+//! | [`service`] | gRPC in and out |
+//! | [`retry`] | attempts within the deadline: a `SignOut` around a `SignOut` |
+//! | [`quota`] | the limit in flight and its queue: another |
+//! | [`cognito`] | the adapter: one attempt by the SDK, its failure in our words; the only place that knows AWS |
+//! | [`server`] | bind everything, serve, drain; owns health and the admin listener |
+//! | [`telemetry`] | logs |
+//! | [`shutdown`] | SIGTERM and SIGINT |
+//! | [`client`] | the commands that are clients: `sign-out`, `health` |
+//! | `demo` | the commands `demo` and `emulate`, with the embedded Cognito (feature `demo`) |
+//! | [`pb`] | the code generated from `proto/` |
+//!
+//! # Who may use whom
+//!
+//! To the right only; a test reads the `use` lines and holds it.
+//!
+//! ```text
+//! main -> client, demo -> server -> service, retry, quota, cognito, telemetry -> status, redact, config -> sign_out -> pattern
+//! ```
+//!
+//! `service` and `cognito` never see each other: what they share is the vocabulary. `pb` and `shutdown` may be used by
+//! all and use nothing.
+
+pub mod client;
+pub mod cognito;
+pub mod config;
+#[cfg(feature = "demo")]
+pub mod demo;
+pub mod pattern;
+pub mod quota;
+mod redact;
+pub mod retry;
+pub mod server;
+pub mod service;
+pub mod shutdown;
+pub mod sign_out;
+pub mod status;
+pub mod telemetry;
+
+/// The code generated from `proto/cognito/signout/v1/sign_out.proto`.
+pub mod pb {
+    #![allow(missing_docs, reason = "generated; the comments are in the proto")]
+    #![allow(clippy::all, clippy::pedantic, reason = "generated")]
+
+    tonic::include_proto!("cognito.signout.v1");
+
+    /// All protos compiled, with `google/rpc/error_details.proto`, for reflection.
+    pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+}

@@ -1,0 +1,50 @@
+//! Parse, dispatch, exit code; decides nothing.
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use cognito_signout::{
+    client,
+    cognito::AwsSource,
+    config::{AwsArgs, Cli, Command, ServeArgs},
+    server::Sidecar,
+    shutdown::Stop,
+    telemetry,
+};
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return client::print::usage(&error),
+    };
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => return client::print::failure(format!("cannot start: {error}")),
+    };
+    let code = runtime.block_on(async {
+        match cli.command {
+            Command::Serve(args) => serve(args).await.unwrap_or_else(client::print::failure),
+            #[cfg(feature = "demo")]
+            Command::Demo(args) => {
+                cognito_signout::demo::run(args).await.unwrap_or_else(client::print::failure)
+            }
+            #[cfg(feature = "demo")]
+            Command::Emulate(args) => {
+                cognito_signout::demo::emulate(args).await.unwrap_or_else(client::print::failure)
+            }
+            Command::SignOut(args) => client::sign_out::run(args).await,
+            Command::Health(args) => client::health::run(args).await,
+        }
+    });
+    // What an idle peer holds open must not hold the process.
+    runtime.shutdown_background();
+    code
+}
+
+async fn serve(args: ServeArgs) -> Result<ExitCode, Box<dyn std::error::Error>> {
+    let log = args.log.clone();
+    let sidecar = Sidecar::bind(args, AwsSource::environment(AwsArgs::credentials_may_need_region())).await?;
+    telemetry::start(&log);
+    sidecar.run(Stop::on_signals()?).await?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,278 @@
+//! The sidecar as a whole: everything is bound, then served, watched, and drained.
+
+mod admin;
+mod health;
+mod listen;
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::{
+    sync::mpsc,
+    task::JoinSet,
+    time::{Instant, sleep, timeout_at},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{service::RoutesBuilder, transport::Server};
+use tracing::{info, warn};
+
+use self::{health::Health, listen::Listener};
+use crate::{
+    cognito::{AwsSource, Cognito, Credentials, Regions, Timeouts},
+    config::{ListenAddress, ServeArgs},
+    pb::{self, sign_out_service_server::SignOutServiceServer},
+    quota::{Bounded, Gate},
+    retry::Retrying,
+    service::Service,
+    shutdown::Stop,
+};
+
+/// A request is two short strings; tonic's own limit of 4 MiB would be an invitation. This much still lets a far too
+/// long field be answered by what is wrong with it.
+const MAX_REQUEST_BYTES: usize = 64 * 1024;
+/// A peer that is gone without a word is noticed after this and [`KEEPALIVE_TIMEOUT`].
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(60);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Everything is bound, nothing is served yet.
+pub struct Sidecar {
+    args: ServeArgs,
+    source: Arc<AwsSource>,
+    listeners: Vec<Listener>,
+    admin: Listener,
+}
+
+/// Why the sidecar cannot start, in a line that says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Flags that do not go together.
+    #[error("{0}")]
+    Config(String),
+    /// A listener.
+    #[error("cannot listen on {address}: {source}{}", hint(.source, .flag))]
+    Listen {
+        /// The flag that sets the address.
+        flag: &'static str,
+        /// Where.
+        address: ListenAddress,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Reflection.
+    #[error("the protobuf descriptors cannot be served: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+}
+
+/// Why the sidecar ended although nobody asked it to.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A task that runs as long as the process has ended.
+    #[error("{0} ended unexpectedly")]
+    TaskEnded(&'static str),
+    /// A task panicked.
+    #[error("a task failed: {0}")]
+    TaskFailed(#[from] tokio::task::JoinError),
+    /// A server could not go on.
+    #[error("the gRPC server failed: {0}")]
+    Server(#[from] tonic::transport::Error),
+}
+
+fn hint(error: &io::Error, flag: &str) -> String {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => format!("; is it running already? Choose another by {flag}"),
+        io::ErrorKind::PermissionDenied => format!("; choose one that this user may bind by {flag}"),
+        io::ErrorKind::AddrNotAvailable => {
+            format!("; no interface of this machine has that address, see {flag}")
+        }
+        _ => format!("; see {flag}"),
+    }
+}
+
+impl Sidecar {
+    /// Validates the configuration and binds everything; what goes wrong goes wrong before anything is served.
+    pub async fn bind(args: ServeArgs, source: Arc<AwsSource>) -> Result<Self, StartError> {
+        args.validate().map_err(StartError::Config)?;
+        let bind = async |address: &ListenAddress, flag| {
+            let bound = Listener::bind(address).await;
+            bound.map_err(|source| StartError::Listen { flag, address: address.clone(), source })
+        };
+        let mut listeners = Vec::new();
+        for address in &args.listen.listen {
+            listeners.push(bind(address, "--listen").await?);
+        }
+        let admin = bind(&ListenAddress::Tcp(args.listen.admin_listen), "--admin-listen").await?;
+        Ok(Self { args, source, listeners, admin })
+    }
+
+    /// Where gRPC is served, with the ports that were taken.
+    pub fn addresses(&self) -> Vec<ListenAddress> {
+        self.listeners.iter().map(|listener| listener.address().clone()).collect()
+    }
+
+    /// Where probes are served.
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        match self.admin.address() {
+            ListenAddress::Tcp(address) => Some(*address),
+            ListenAddress::Unix(_) => None,
+        }
+    }
+
+    /// Serves until a stop is asked for and what was under way is done.
+    pub async fn run(self, stop: Stop) -> Result<(), RunError> {
+        let ServeArgs { listen, time, limits, aws, log: _ } = self.args;
+        for address in self.listeners.iter().map(Listener::address) {
+            info!(address = %address, version = env!("CARGO_PKG_VERSION"), "serving gRPC");
+            if let ListenAddress::Tcp(address) = address
+                && !address.ip().is_loopback()
+            {
+                warn!(%address, "--insecure-listen: everybody who reaches this address can sign users out");
+            }
+        }
+        info!(address = %self.admin.address(), "serving probes");
+
+        let mut tasks = Tasks::default();
+
+        // Joining around retrying around pacing around Cognito: every attempt, not every call, is counted, and a call
+        // that backs off holds no permit.
+        let (credentials, keeper) = Credentials::new(self.source.clone(), time.credentials_timeout);
+        tasks.spawn("the credential loader", keeper);
+        let (health, api_health, admin_health) = Health::new(credentials.health());
+        let watcher = health.watcher();
+        let regions =
+            Regions::new(aws.pool_region.into_iter().map(|entry| (entry.pattern, entry.region)).collect());
+        let timeouts = Timeouts { connect: time.connect_timeout, attempt: time.attempt_timeout };
+        let gate = Gate::new(limits.max_in_flight as usize, limits.max_waiting as usize);
+        let cognito = Cognito::new(self.source, regions, timeouts, credentials);
+        let chain = Retrying::new(Bounded::new(cognito, gate.clone()), time.max_attempts);
+        let service = Service::new(chain, watcher, time.call_timeout);
+
+        let mut routes = RoutesBuilder::default();
+        routes.add_service(api_health);
+        routes.add_service(
+            SignOutServiceServer::new(service)
+                .max_decoding_message_size(MAX_REQUEST_BYTES)
+                .max_encoding_message_size(MAX_REQUEST_BYTES),
+        );
+        if listen.reflection {
+            add_reflection(&mut routes);
+        }
+
+        // From here on: `closing` ends the accepting of connections and sends GOAWAY.
+        let closing = CancellationToken::new();
+        let (accepted, connections) = mpsc::channel(64);
+        for listener in self.listeners {
+            tasks.spawn_closable("a gRPC listener", listener.accept(accepted.clone()), &closing);
+        }
+        drop(accepted);
+        let mut api = tokio::spawn(
+            Server::builder()
+                .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+                .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+                .add_routes(routes.routes())
+                .serve_with_incoming_shutdown(
+                    ReceiverStream::new(connections),
+                    closing.clone().cancelled_owned(),
+                ),
+        );
+        // The admin listener serves until the process ends: probes may ask while calls finish.
+        let (admin_accepted, admin_connections) = mpsc::channel(16);
+        tasks.spawn("the admin listener", self.admin.accept(admin_accepted));
+        tasks.spawn_fallible(
+            "the admin server",
+            admin::serve(ReceiverStream::new(admin_connections), admin_health, health.process()),
+        );
+
+        let health_keeper = health.clone();
+        tasks.spawn("the health keeper", async move { health_keeper.keep().await });
+
+        tokio::select! {
+            () = stop.asked() => {}
+            error = tasks.unexpected_end() => return Err(error),
+            ended = &mut api => return Err(ended?.map_or_else(RunError::from, |()| RunError::TaskEnded("the gRPC server"))),
+        }
+
+        let deadline = Instant::now() + time.drain_timeout;
+        info!(drain_timeout_s = time.drain_timeout.as_secs_f64(), "stopping: taking no more work");
+        health.stopping().await;
+        tokio::select! {
+            () = sleep(time.drain_delay) => {}
+            () = stop.at_once() => {}
+        }
+        gate.close();
+        closing.cancel();
+        health.close_watches().await;
+        tokio::select! {
+            drained = timeout_at(deadline, api) => match drained {
+                Ok(ended) => {
+                    ended??;
+                    info!("stopped: everything is answered");
+                }
+                // An idle peer alone can bring us here: tonic waits for it without any limit.
+                Err(_elapsed) => warn!("stopped by --drain-timeout: connections were still open"),
+            },
+            () = stop.at_once() => warn!("stopped at once: a stop was asked for twice"),
+        }
+        Ok(())
+    }
+}
+
+/// Two descriptor sets would not be better than one: `google/rpc/error_details.proto` is in ours.
+fn add_reflection(routes: &mut RoutesBuilder) {
+    let builder = || {
+        tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(pb::DESCRIPTORS)
+    };
+    if let (Ok(v1), Ok(v1alpha)) = (builder().build_v1(), builder().build_v1alpha()) {
+        routes.add_service(v1).add_service(v1alpha);
+    }
+}
+
+/// Tasks that run as long as the process: an end of any is an error, never half a sidecar.
+#[derive(Default)]
+struct Tasks(JoinSet<Result<(), RunError>>);
+
+impl Tasks {
+    fn spawn(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        self.0.spawn(async move {
+            task.await;
+            Err(RunError::TaskEnded(name))
+        });
+    }
+
+    fn spawn_fallible(
+        &mut self,
+        name: &'static str,
+        task: impl Future<Output = Result<(), tonic::transport::Error>> + Send + 'static,
+    ) {
+        self.0.spawn(async move {
+            task.await?;
+            Err(RunError::TaskEnded(name))
+        });
+    }
+
+    /// A task that may end once `closing` is cancelled, and is dropped then.
+    fn spawn_closable(
+        &mut self,
+        name: &'static str,
+        task: impl Future<Output = ()> + Send + 'static,
+        closing: &CancellationToken,
+    ) {
+        let closing = closing.clone();
+        self.0.spawn(async move {
+            match closing.run_until_cancelled(task).await {
+                Some(()) => Err(RunError::TaskEnded(name)),
+                None => Ok(()),
+            }
+        });
+    }
+
+    async fn unexpected_end(&mut self) -> RunError {
+        loop {
+            match self.0.join_next().await {
+                Some(Ok(Err(error))) => return error,
+                Some(Err(error)) => return error.into(),
+                Some(Ok(Ok(()))) => {}
+                None => std::future::pending().await,
+            }
+        }
+    }
+}

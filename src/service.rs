@@ -1,0 +1,265 @@
+//! gRPC in and out: message to vocabulary, call, answer.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use tokio::time::{Instant, timeout_at};
+use tokio_stream::Stream;
+use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
+use tracing::{error, info, warn};
+
+use crate::{
+    pb::{
+        AdminUserGlobalSignOutRequest, AdminUserGlobalSignOutResponse, BulkAdminUserGlobalSignOutRequest,
+        BulkAdminUserGlobalSignOutResponse, sign_out_service_server::SignOutService,
+    },
+    sign_out::{Call, Cause, Fault, SignOut, SignOutError, SignedOut, User},
+    status,
+};
+
+/// What is told of every answer, whatever it is: the health of the service follows it.
+pub trait Observer: Send + Sync + 'static {
+    /// A call was answered: `None` if the user is signed out, else why not.
+    fn answered(&self, failure: Option<&Cause>);
+}
+
+/// The gRPC service around a [`SignOut`].
+pub struct Service<S, O> {
+    sign_out: Arc<S>,
+    observer: O,
+    call_timeout: Duration,
+}
+
+impl<S: SignOut, O: Observer> Service<S, O> {
+    /// `call_timeout` is the deadline of a call that brings none.
+    pub fn new(sign_out: S, observer: O, call_timeout: Duration) -> Self {
+        Self { sign_out: Arc::new(sign_out), observer, call_timeout }
+    }
+
+    async fn call(&self, call: &Call) -> Result<SignedOut, SignOutError> {
+        let answer = timeout_at(call.deadline, self.sign_out.sign_out(call)).await;
+        answer.unwrap_or_else(|_elapsed| Err(SignOutError::new(Cause::DeadlineExceeded)))
+    }
+}
+
+#[tonic::async_trait]
+impl<S: SignOut, O: Observer> SignOutService for Service<S, O> {
+    async fn admin_user_global_sign_out(
+        &self,
+        request: Request<AdminUserGlobalSignOutRequest>,
+    ) -> Result<Response<AdminUserGlobalSignOutResponse>, Status> {
+        let arrived = Instant::now();
+        let deadline = deadline(request.metadata(), arrived, self.call_timeout);
+        let message = request.into_inner();
+
+        let user = match User::parse(&message.user_pool_id, &message.username) {
+            Ok(user) => user,
+            Err(violations) => {
+                let error = SignOutError::from(violations);
+                self.observer.answered(Some(&error.cause));
+                let status = status::of_refusal(&error);
+                info!(
+                    code = status::code_name(status.code()),
+                    reason = status::code_and_reason(&error.cause).1,
+                    "refused: {}",
+                    status.message()
+                );
+                return Err(status);
+            }
+        };
+
+        let call = Call::new(user, deadline);
+        let mut record = Record::begin(&call, arrived);
+        let answer = self.call(&call).await;
+        record.end(&answer);
+        self.observer.answered(answer.as_ref().err().map(|error| &error.cause));
+        match answer {
+            Ok(signed_out) => Ok(Response::new(signed_out.into())),
+            Err(error) => Err(status::of_call(&error, &call)),
+        }
+    }
+
+    type BulkAdminUserGlobalSignOutStream =
+        Pin<Box<dyn Stream<Item = Result<BulkAdminUserGlobalSignOutResponse, Status>> + Send>>;
+
+    async fn bulk_admin_user_global_sign_out(
+        &self,
+        _: Request<Streaming<BulkAdminUserGlobalSignOutRequest>>,
+    ) -> Result<Response<Self::BulkAdminUserGlobalSignOutStream>, Status> {
+        Err(Status::unimplemented(
+            "BulkAdminUserGlobalSignOut is not served yet; call AdminUserGlobalSignOut for each user",
+        ))
+    }
+}
+
+impl From<SignedOut> for AdminUserGlobalSignOutResponse {
+    fn from(signed_out: SignedOut) -> Self {
+        Self {
+            aws_request_id: signed_out.aws_request_id.unwrap_or_default(),
+            signed_out_at: signed_out.at.map(prost_types::Timestamp::from),
+        }
+    }
+}
+
+/// When a call must have been answered: a little before the caller stops listening, because one whose own clock runs
+/// out learns nothing.
+fn deadline(metadata: &MetadataMap, arrived: Instant, call_timeout: Duration) -> Instant {
+    // Our timer and gRPC's own have a resolution of 1 ms, and ours must fire first.
+    const SHORTEST_MARGIN: Duration = Duration::from_millis(1);
+    const LONGEST_MARGIN: Duration = Duration::from_millis(100);
+
+    let timeout = metadata
+        .get("grpc-timeout")
+        .and_then(|value| parse_timeout(value.as_bytes()))
+        .unwrap_or(call_timeout);
+    let margin = (timeout / 20).clamp(SHORTEST_MARGIN, LONGEST_MARGIN);
+    let timeout = timeout.saturating_sub(margin);
+    // A deadline beyond what the clock can hold is none; a year will do.
+    arrived.checked_add(timeout).unwrap_or_else(|| arrived + Duration::from_secs(365 * 24 * 3600))
+}
+
+/// `grpc-timeout` as gRPC's protocol has it: at most eight digits and a unit. `None` for what is malformed, which gRPC's
+/// servers ignore.
+fn parse_timeout(value: &[u8]) -> Option<Duration> {
+    let (unit, digits) = value.split_last()?;
+    if digits.is_empty() || digits.len() > 8 || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let amount: u64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
+    Some(match unit {
+        b'H' => Duration::from_secs(amount * 3600),
+        b'M' => Duration::from_secs(amount * 60),
+        b'S' => Duration::from_secs(amount),
+        b'm' => Duration::from_millis(amount),
+        b'u' => Duration::from_micros(amount),
+        b'n' => Duration::from_nanos(amount),
+        _ => return None,
+    })
+}
+
+/// Writes the one log line of a call, also of one that its caller abandons: then the future is dropped, and this with it.
+/// The username is in none of them.
+struct Record<'a> {
+    call: &'a Call,
+    arrived: Instant,
+    ended: bool,
+}
+
+impl<'a> Record<'a> {
+    fn begin(call: &'a Call, arrived: Instant) -> Self {
+        Self { call, arrived, ended: false }
+    }
+
+    fn end(&mut self, answer: &Result<SignedOut, SignOutError>) {
+        self.ended = true;
+        let user_pool_id = self.call.user.pool.as_str();
+        let attempts = self.call.attempts();
+        let duration_ms = self.duration_ms();
+        match answer {
+            Ok(signed_out) => info!(
+                user_pool_id,
+                region = signed_out.region.as_str(),
+                aws_request_id = signed_out.aws_request_id,
+                signed_out_at = signed_out.at.map(seconds_since_epoch),
+                attempts,
+                duration_ms,
+                "signed out"
+            ),
+            Err(error) => {
+                let outcome = self.call.outcome();
+                let fault = error.fault(outcome);
+                let (code, reason) = status::code_and_reason(&error.cause);
+                let causes = error.source.as_ref().map(tracing::field::display);
+                // A level is a constant of its line: the caller's own faults are nobody's alarm.
+                macro_rules! log {
+                    ($level:ident) => {
+                        $level!(
+                            user_pool_id,
+                            region = error.aws.region.as_ref().map(|region| region.as_str()),
+                            code = status::code_name(code),
+                            reason,
+                            fault = fault.as_str(),
+                            outcome = outcome.as_str(),
+                            aws_request_id = error.aws.request_id,
+                            aws_error_code = error.aws.error_code,
+                            http_status = error.aws.http_status,
+                            attempts,
+                            duration_ms,
+                            causes,
+                            "not signed out: {error}"
+                        )
+                    };
+                }
+                match (fault, &error.cause) {
+                    (_, Cause::SidecarInternalError) => log!(error),
+                    (Fault::Caller, _) => log!(info),
+                    (Fault::Sidecar | Fault::Aws, _) => log!(warn),
+                }
+            }
+        }
+    }
+
+    fn duration_ms(&self) -> u64 {
+        u64::try_from(self.arrived.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+impl Drop for Record<'_> {
+    fn drop(&mut self) {
+        if self.ended {
+            return;
+        }
+        info!(
+            user_pool_id = self.call.user.pool.as_str(),
+            code = status::code_name(tonic::Code::Cancelled),
+            outcome = self.call.outcome().as_str(),
+            attempts = self.call.attempts(),
+            duration_ms = self.duration_ms(),
+            "the caller went away"
+        );
+    }
+}
+
+fn seconds_since_epoch(at: SystemTime) -> u64 {
+    at.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_are_read_as_grpc_writes_them() {
+        assert_eq!(parse_timeout(b"1H"), Some(Duration::from_secs(3600)));
+        assert_eq!(parse_timeout(b"2M"), Some(Duration::from_secs(120)));
+        assert_eq!(parse_timeout(b"3S"), Some(Duration::from_secs(3)));
+        assert_eq!(parse_timeout(b"99999999m"), Some(Duration::from_millis(99_999_999)));
+        assert_eq!(parse_timeout(b"5u"), Some(Duration::from_micros(5)));
+        assert_eq!(parse_timeout(b"6n"), Some(Duration::from_nanos(6)));
+        for malformed in [&b""[..], b"S", b"1", b"1s", b"-1S", b"1.5S", b"123456789S", b" 1S", b"+1S"] {
+            assert_eq!(parse_timeout(malformed), None, "{malformed:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_answer_is_due_a_little_before_the_deadline() {
+        let arrived = Instant::now();
+        let due = |timeout: Option<&str>| {
+            let mut metadata = MetadataMap::new();
+            if let Some(timeout) = timeout {
+                metadata.insert("grpc-timeout", timeout.parse().unwrap());
+            }
+            deadline(&metadata, arrived, Duration::from_secs(10)) - arrived
+        };
+        assert_eq!(due(Some("1S")), Duration::from_millis(950));
+        assert_eq!(due(Some("1M")), Duration::from_millis(59_900));
+        assert_eq!(due(Some("4m")), Duration::from_millis(3));
+        assert_eq!(due(Some("1n")), Duration::ZERO);
+        assert_eq!(due(None), Duration::from_millis(9_900));
+        assert_eq!(due(Some("garbage")), Duration::from_millis(9_900));
+        assert!(due(Some("99999999H")) > Duration::from_secs(3600));
+    }
+}
