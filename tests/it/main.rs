@@ -1,0 +1,13 @@
+//! The sidecar as a whole: the real binary, over real sockets, before the embedded Cognito or a scripted endpoint.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test stops at the first surprise")]
+
+mod certs;
+mod certs_checks;
+mod harness;
+mod proxy;
+mod proxy_checks;
+mod scripted;
+mod scripted_checks;
+
+mod calls;
