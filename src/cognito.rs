@@ -175,13 +175,13 @@ impl Exchange {
             .and_then(|meta| meta.message())
             .filter(|words| passes_on_aws_words(&cause) && redact::may_be_shown(words, username));
         Err(SignOutError {
-            aws: AwsAnswer {
+            aws: Box::new(AwsAnswer {
                 region: None,
                 request_id,
                 error_code: answer.as_ref().and_then(|answer| identifier(&answer.error_code)),
                 http_status: answer.as_ref().map(|answer| answer.http_status),
                 message: message.map(str::to_owned),
-            },
+            }),
             retry_after: answer.as_ref().and_then(|answer| answer.retry_after),
             source: result.err().map(|error| chain_for_log(&error, &self.call.user)),
             cause,

@@ -23,7 +23,7 @@ use crate::{
     pb::{self, sign_out_service_server::SignOutServiceServer},
     quota::{Bounded, Gate},
     retry::Retrying,
-    service::Service,
+    service::{Desk, Service},
     shutdown::Stop,
 };
 
@@ -144,7 +144,7 @@ impl Sidecar {
         let gate = Gate::new(limits.max_in_flight as usize, limits.max_waiting as usize);
         let cognito = Cognito::new(self.source, regions, timeouts, credentials);
         let chain = Retrying::new(Bounded::new(cognito, gate.clone()), time.max_attempts);
-        let service = Service::new(chain, watcher, time.call_timeout);
+        let service = Service::new(Desk::new(chain, watcher, time.call_timeout));
 
         let mut routes = RoutesBuilder::default();
         routes.add_service(api_health);

@@ -26,22 +26,60 @@ pub trait Observer: Send + Sync + 'static {
     fn answered(&self, failure: Option<&Cause>);
 }
 
-/// The gRPC service around a [`SignOut`].
-pub struct Service<S, O> {
-    sign_out: Arc<S>,
+/// The gRPC service.
+pub struct Service<S, O>(Arc<Desk<S, O>>);
+
+impl<S: SignOut, O: Observer> Service<S, O> {
+    /// Every call, and every item of a stream, goes over the same desk.
+    pub fn new(desk: Desk<S, O>) -> Self {
+        Self(Arc::new(desk))
+    }
+}
+
+/// Serves one sign-out, whether it came by itself or in a stream: checks, calls, records, answers.
+pub struct Desk<S, O> {
+    sign_out: S,
     observer: O,
     call_timeout: Duration,
 }
 
-impl<S: SignOut, O: Observer> Service<S, O> {
-    /// `call_timeout` is the deadline of a call that brings none.
+impl<S: SignOut, O: Observer> Desk<S, O> {
+    /// A desk before `sign_out`. `call_timeout` is the deadline of a call that brings none.
     pub fn new(sign_out: S, observer: O, call_timeout: Duration) -> Self {
-        Self { sign_out: Arc::new(sign_out), observer, call_timeout }
+        Self { sign_out, observer, call_timeout }
     }
 
-    async fn call(&self, call: &Call) -> Result<SignedOut, SignOutError> {
-        let answer = timeout_at(call.deadline, self.sign_out.sign_out(call)).await;
-        answer.unwrap_or_else(|_elapsed| Err(SignOutError::new(Cause::DeadlineExceeded)))
+    /// The answer to one request that arrived then and has to be answered by `deadline`.
+    async fn serve(
+        &self,
+        message: AdminUserGlobalSignOutRequest,
+        arrived: Instant,
+        deadline: Instant,
+    ) -> Result<AdminUserGlobalSignOutResponse, Status> {
+        let user = match User::parse(&message.user_pool_id, &message.username) {
+            Ok(user) => user,
+            Err(violations) => return Err(self.refuse(&violations.into())),
+        };
+
+        let call = Call::new(user, deadline);
+        let mut record = Record::begin(&call, arrived);
+        let answer = timeout_at(call.deadline, self.sign_out.sign_out(&call)).await;
+        let answer = answer.unwrap_or_else(|_elapsed| Err(SignOutError::new(Cause::DeadlineExceeded)));
+        record.end(&answer);
+        self.observer.answered(answer.as_ref().err().map(|error| &error.cause));
+        match answer {
+            Ok(signed_out) => Ok(signed_out.into()),
+            Err(error) => Err(status::of_call(&error, &call)),
+        }
+    }
+
+    /// The answer to a request that does not become a call.
+    fn refuse(&self, error: &SignOutError) -> Status {
+        self.observer.answered(Some(&error.cause));
+        let status = status::of_refusal(error);
+        let (code, reason) = status::code_and_reason(&error.cause);
+        info!(code = status::code_name(code), reason, "refused: {}", status.message());
+        status
     }
 }
 
@@ -52,34 +90,8 @@ impl<S: SignOut, O: Observer> SignOutService for Service<S, O> {
         request: Request<AdminUserGlobalSignOutRequest>,
     ) -> Result<Response<AdminUserGlobalSignOutResponse>, Status> {
         let arrived = Instant::now();
-        let deadline = deadline(request.metadata(), arrived, self.call_timeout);
-        let message = request.into_inner();
-
-        let user = match User::parse(&message.user_pool_id, &message.username) {
-            Ok(user) => user,
-            Err(violations) => {
-                let error = SignOutError::from(violations);
-                self.observer.answered(Some(&error.cause));
-                let status = status::of_refusal(&error);
-                info!(
-                    code = status::code_name(status.code()),
-                    reason = status::code_and_reason(&error.cause).1,
-                    "refused: {}",
-                    status.message()
-                );
-                return Err(status);
-            }
-        };
-
-        let call = Call::new(user, deadline);
-        let mut record = Record::begin(&call, arrived);
-        let answer = self.call(&call).await;
-        record.end(&answer);
-        self.observer.answered(answer.as_ref().err().map(|error| &error.cause));
-        match answer {
-            Ok(signed_out) => Ok(Response::new(signed_out.into())),
-            Err(error) => Err(status::of_call(&error, &call)),
-        }
+        let deadline = deadline(request.metadata(), arrived, self.0.call_timeout);
+        self.0.serve(request.into_inner(), arrived, deadline).await.map(Response::new)
     }
 
     type BulkAdminUserGlobalSignOutStream =

@@ -254,7 +254,7 @@ impl std::str::FromStr for Region {
                 if first.len() >= 2
                     && lower(first)
                     && !middle.is_empty()
-                    && middle.iter().all(|part| lower(&part))
+                    && middle.iter().all(|part| lower(part))
                     && !last.is_empty()
                     && last.bytes().all(|b| b.is_ascii_digit())
                     // A label of a host name has at most 63 characters.
@@ -298,7 +298,7 @@ pub struct SignOutError {
     /// What happened, told apart where a caller would act differently.
     pub cause: Cause,
     /// What is known of AWS's answer.
-    pub aws: AwsAnswer,
+    pub aws: Box<AwsAnswer>,
     /// When to try again: what AWS asked for, or what our own backoff would take.
     pub retry_after: Option<Duration>,
     /// What lies below, for the log. May hold what no caller should see.
@@ -324,7 +324,7 @@ pub struct AwsAnswer {
 impl SignOutError {
     /// A failure of which no more is known than its cause.
     pub fn new(cause: Cause) -> Self {
-        Self { cause, aws: AwsAnswer::default(), retry_after: None, source: None }
+        Self { cause, aws: Box::default(), retry_after: None, source: None }
     }
 
     /// The same, with what lies below it.

@@ -276,7 +276,7 @@ mod tests {
     #[test]
     fn a_missing_pool_names_the_region_that_was_asked_and_hints_when_the_id_names_another() {
         let error = SignOutError {
-            aws: AwsAnswer { region: Some("us-west-2".parse().unwrap()), ..AwsAnswer::default() },
+            aws: Box::new(AwsAnswer { region: Some("us-west-2".parse().unwrap()), ..AwsAnswer::default() }),
             ..SignOutError::new(Cause::UserPoolNotFound)
         };
         let status = of_call(&error, &call());

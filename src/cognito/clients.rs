@@ -1,6 +1,7 @@
 //! Region to client: one AWS configuration, one credential cache, one SDK client per region, made on first use and kept.
 
 use std::{
+    cmp::Reverse,
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -149,7 +150,7 @@ impl Regions {
     /// What the pool ids say, but for the pools that a pattern names. Of several patterns that match, the most precise
     /// counts.
     pub fn new(mut overrides: Vec<(Pattern, Region)>) -> Self {
-        overrides.sort_by(|(one, _), (other, _)| other.precision().cmp(&one.precision()));
+        overrides.sort_by_key(|(pattern, _)| Reverse(pattern.precision()));
         Self { overrides }
     }
 

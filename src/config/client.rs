@@ -1,0 +1,50 @@
+//! The flags of the commands that are clients.
+
+use std::time::Duration;
+
+use clap::Args;
+
+use super::value::positive;
+
+/// How a client reaches the sidecar.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Reaching the sidecar")]
+pub struct ClientArgs {
+    /// The sidecar: HOST:PORT or unix:/PATH
+    #[arg(
+        long,
+        env = "COGNITO_SIGNOUT_CLIENT_ADDRESS",
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1:50051"
+    )]
+    pub address: String,
+    /// Deadline of the call
+    #[arg(long, env = "COGNITO_SIGNOUT_CLIENT_TIMEOUT", value_name = "TIME", default_value = "10s", value_parser = positive)]
+    pub timeout: Duration,
+}
+
+/// `sign-out`.
+#[derive(Debug, Args)]
+pub struct SignOutArgs {
+    /// Id of the user pool, such as eu-central-1_EXAMPLE02
+    #[arg(long, env = "COGNITO_SIGNOUT_CLIENT_USER_POOL_ID", value_name = "ID")]
+    pub user_pool_id: String,
+    /// User name, alias or sub, exactly as Cognito has it
+    #[arg(long, env = "COGNITO_SIGNOUT_CLIENT_USERNAME", value_name = "NAME")]
+    pub username: String,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "told by its type")]
+    pub client: ClientArgs,
+}
+
+/// `health`.
+#[derive(Debug, Args)]
+pub struct HealthArgs {
+    /// Service to ask for; the process as a whole if it is empty, cognito.signout.v1.SignOutService for whether
+    /// sign-outs can work
+    #[arg(long, env = "COGNITO_SIGNOUT_CLIENT_SERVICE", value_name = "NAME", default_value = "")]
+    pub service: String,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "told by its type")]
+    pub client: ClientArgs,
+}
