@@ -254,7 +254,7 @@ impl std::str::FromStr for Region {
                 if first.len() >= 2
                     && lower(first)
                     && !middle.is_empty()
-                    && middle.iter().all(|part| lower(part))
+                    && middle.iter().all(lower)
                     && !last.is_empty()
                     && last.bytes().all(|b| b.is_ascii_digit())
                     // A label of a host name has at most 63 characters.
