@@ -7,6 +7,7 @@ use std::sync::{
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
+use tracing::debug;
 
 use crate::sign_out::{Call, Cause, SignOut, SignOutError, SignedOut};
 
@@ -62,6 +63,7 @@ impl<S: SignOut> SignOut for Bounded<S> {
                     // A full queue empties at the speed of Cognito; no better figure is known here.
                     return Err(SignOutError::new(Cause::Overloaded).retry_after(Duration::from_secs(1)));
                 };
+                debug!("waits for its turn");
                 self.gate.permits.acquire().await.map_err(|_closed| shutting_down())?
             }
         };

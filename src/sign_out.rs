@@ -446,6 +446,36 @@ impl Fault {
 }
 
 impl Cause {
+    /// Every cause, each once, so that what is written about them can be checked to be complete.
+    pub fn all() -> impl Iterator<Item = Self> {
+        // A new cause does not compile until it has its place in this chain.
+        std::iter::successors(Some(Self::InvalidRequest(Vec::new())), |cause| match cause {
+            Self::InvalidRequest(_) => Some(Self::InvalidParameter),
+            Self::InvalidParameter => Some(Self::UserNotFound),
+            Self::UserNotFound => Some(Self::UserPoolNotFound),
+            Self::UserPoolNotFound => Some(Self::NotAuthorized),
+            Self::NotAuthorized => Some(Self::OperationNotEnabled),
+            Self::OperationNotEnabled => Some(Self::TooManyRequests),
+            Self::TooManyRequests => Some(Self::CognitoInternalError),
+            Self::CognitoInternalError => Some(Self::CognitoUnavailable),
+            Self::CognitoUnavailable => Some(Self::CognitoUnreachable),
+            Self::CognitoUnreachable => Some(Self::SidecarAccessDenied),
+            Self::SidecarAccessDenied => Some(Self::BlockedByWebAcl),
+            Self::BlockedByWebAcl => Some(Self::SidecarCredentialsInvalid),
+            Self::SidecarCredentialsInvalid => Some(Self::SidecarClockSkewed),
+            Self::SidecarClockSkewed => Some(Self::SidecarCredentialsExpired),
+            Self::SidecarCredentialsExpired => Some(Self::SidecarCredentialsMissing),
+            Self::SidecarCredentialsMissing => Some(Self::SidecarCredentialsUnavailable),
+            Self::SidecarCredentialsUnavailable => Some(Self::SidecarMisconfigured),
+            Self::SidecarMisconfigured => Some(Self::DeadlineExceeded),
+            Self::DeadlineExceeded => Some(Self::UnexpectedResponse),
+            Self::UnexpectedResponse => Some(Self::Overloaded),
+            Self::Overloaded => Some(Self::ShuttingDown),
+            Self::ShuttingDown => Some(Self::SidecarInternalError),
+            Self::SidecarInternalError => None,
+        })
+    }
+
     /// Who has to act.
     pub fn fault(&self, outcome: Outcome) -> Fault {
         match self {

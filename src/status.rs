@@ -46,6 +46,16 @@ pub fn code_and_reason(cause: &Cause) -> (Code, &'static str) {
     }
 }
 
+/// Code, reason, whose fault and whether to try again, of every failure: what documents can be checked against.
+pub fn table() -> impl Iterator<Item = (Code, &'static str, String, bool)> {
+    Cause::all().map(|cause| {
+        let (code, reason) = code_and_reason(&cause);
+        let (sent, unsent) = (cause.fault(Outcome::Unknown).as_str(), cause.fault(Outcome::NotSent).as_str());
+        let fault = if sent == unsent { sent.to_owned() } else { format!("{sent} or {unsent}") };
+        (code, reason, fault, cause.is_retryable())
+    })
+}
+
 /// The name of a code as gRPC's documents write it, such as `NOT_FOUND`.
 pub fn code_name(code: Code) -> &'static str {
     match code {

@@ -8,7 +8,7 @@ use std::{
     process::{Child, Command, ExitStatus, Output, Stdio},
     sync::{Arc, Mutex},
     thread,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use cognito_signout::pb::{
@@ -16,14 +16,14 @@ use cognito_signout::pb::{
     sign_out_service_client::SignOutServiceClient,
 };
 use serde_json::Value;
-use tokio::{sync::watch, time::timeout};
+use tokio::{sync::watch, task::JoinHandle, time::timeout};
 use tonic::{
     Request, Status,
     transport::{Channel, Endpoint},
 };
 use tonic_types::StatusExt as _;
 
-use crate::scripted::Scripted;
+use crate::scripted::{Reply, Scripted};
 
 /// Longer than anything takes that goes well, so that what goes wrong does not hang.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -131,6 +131,19 @@ impl Sidecar {
         Self::starter().env("AWS_ENDPOINT_URL_COGNITO_IDENTITY_PROVIDER", upstream)
     }
 
+    /// Not started yet; whatever would be asked of Cognito finds nobody.
+    pub(crate) fn before_nothing() -> Starter {
+        Self::at("http://127.0.0.1:9")
+    }
+
+    /// Not started yet; the credentials come from one endpoint, as on ECS and EKS, and Cognito is the other.
+    pub(crate) fn with_credentials_from(provider: &Scripted, upstream: &Scripted) -> Starter {
+        Self::at(&upstream.url())
+            .without_env("AWS_ACCESS_KEY_ID")
+            .without_env("AWS_SECRET_ACCESS_KEY")
+            .env("AWS_CONTAINER_CREDENTIALS_FULL_URI", format!("{}/credentials", provider.url()))
+    }
+
     /// Started with the defaults before a scripted endpoint.
     pub(crate) async fn before(upstream: &Scripted) -> Self {
         Self::at(&upstream.url()).start().await
@@ -176,6 +189,17 @@ impl Sidecar {
         Ok(self.client().admin_user_global_sign_out(request).await?.into_inner())
     }
 
+    /// A call that goes on while the test does.
+    pub(crate) fn spawn_sign_out(
+        &self,
+        user_pool_id: &str,
+        username: &str,
+    ) -> JoinHandle<Result<AdminUserGlobalSignOutResponse, Status>> {
+        let mut client = self.client();
+        let request = request(user_pool_id, username, PATIENCE);
+        tokio::spawn(async move { Ok(client.admin_user_global_sign_out(request).await?.into_inner()) })
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -218,6 +242,23 @@ pub(crate) fn request(
     });
     request.set_timeout(deadline);
     request
+}
+
+/// What the container endpoint answers: the n-th credentials, each with a key id of its own, that live so long.
+pub(crate) fn container_credentials(n: usize, lives: Duration) -> Reply {
+    let expiration = humantime::format_rfc3339_seconds(SystemTime::now() + lives).to_string();
+    Reply::json(serde_json::json!({
+        "AccessKeyId": key_id(n),
+        "SecretAccessKey": "wJalrXUtnFEMIK7MDENGbPxRfiCYEXAMPLEKEY00",
+        "Token": format!("session-token-{n}"),
+        "Expiration": expiration,
+        "AccountId": "123456789012",
+    }))
+}
+
+/// The key id of the n-th credentials that [`container_credentials`] gives.
+pub(crate) fn key_id(n: usize) -> String {
+    format!("ASIATESTTESTTEST{n:04}")
 }
 
 /// What a process has printed so far, a line each: JSON where it is JSON, else a string.

@@ -11,3 +11,5 @@ mod scripted;
 mod scripted_checks;
 
 mod calls;
+mod docs;
+mod faults;
