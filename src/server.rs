@@ -136,7 +136,7 @@ impl Sidecar {
         // that backs off holds no permit.
         let (credentials, keeper) = Credentials::new(self.source.clone(), time.credentials_timeout);
         tasks.spawn("the credential loader", keeper);
-        let (health, api_health, admin_health) = Health::new(credentials.health());
+        let (health, api_health, admin_health) = Health::new(credentials.health()).await;
         let watcher = health.watcher();
         let regions =
             Regions::new(aws.pool_region.into_iter().map(|entry| (entry.pattern, entry.region)).collect());

@@ -2,10 +2,15 @@
 
 use std::io;
 
-use axum::{http::StatusCode, routing::get};
+use axum::{
+    http::{HeaderMap, StatusCode, header::CONTENT_TYPE},
+    response::{IntoResponse as _, Response},
+    routing::get,
+};
 use tokio::sync::watch;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
+    Status,
     service::Routes,
     transport::{Error, Server},
 };
@@ -29,6 +34,19 @@ pub(super) async fn serve(
         async move { answer }
     };
     let router = std::mem::take(routes.axum_router_mut());
-    *routes.axum_router_mut() = router.route("/livez", get(async || "alive\n")).route("/readyz", get(readyz));
+    *routes.axum_router_mut() =
+        router.route("/livez", get(async || "alive\n")).route("/readyz", get(readyz)).fallback(unknown);
     Server::builder().accept_http1(true).add_routes(routes).serve_with_incoming(connections).await
+}
+
+/// What is not there, in the words of whoever asks.
+async fn unknown(headers: HeaderMap) -> Response {
+    let is_grpc =
+        headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+    if is_grpc {
+        let status =
+            Status::unimplemented("only grpc.health.v1 is served here; sign-outs are on the API listener");
+        return status.into_http();
+    }
+    (StatusCode::NOT_FOUND, "there are /livez and /readyz here, and grpc.health.v1\n").into_response()
 }

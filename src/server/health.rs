@@ -47,7 +47,7 @@ struct Failures {
 
 impl Health {
     /// The health, and the services that tell it on the API listener and on the admin listener.
-    pub(super) fn new(
+    pub(super) async fn new(
         credentials: CredentialsHealth,
     ) -> (Self, HealthServer<HealthService>, HealthServer<HealthService>) {
         let (api, admin) = (HealthReporter::new(), HealthReporter::new());
@@ -62,6 +62,9 @@ impl Health {
             credentials,
             failures: Arc::default(),
         }));
+        // Before anything is served, so that no probe is told that there is no such service.
+        health.set("", ServingStatus::Serving).await;
+        health.set(SERVICE, ServingStatus::NotServing).await;
         (health, servers.0, servers.1)
     }
 
@@ -79,9 +82,6 @@ impl Health {
     pub(super) async fn keep(&self) {
         let mut credentials = self.0.credentials.clone();
         let mut process = self.process();
-        self.set("", ServingStatus::Serving).await;
-        self.set(SERVICE, ServingStatus::NotServing).await;
-
         let keep = async {
             while *credentials.borrow_and_update() == 0 {
                 if credentials.changed().await.is_err() {

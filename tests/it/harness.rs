@@ -7,6 +7,7 @@ use std::{
     path::Path,
     process::{Child, Command, ExitStatus, Output, Stdio},
     sync::{Arc, Mutex},
+    task::{Context, Poll},
     thread,
     time::{Duration, SystemTime},
 };
@@ -15,11 +16,21 @@ use cognito_signout::pb::{
     AdminUserGlobalSignOutRequest, AdminUserGlobalSignOutResponse,
     sign_out_service_client::SignOutServiceClient,
 };
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::Value;
-use tokio::{sync::watch, task::JoinHandle, time::timeout};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    sync::watch,
+    task::JoinHandle,
+    time::timeout,
+};
 use tonic::{
     Request, Status,
     transport::{Channel, Endpoint},
+};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 use tonic_types::StatusExt as _;
 
@@ -166,6 +177,10 @@ impl Sidecar {
         channel(self.address())
     }
 
+    pub(crate) async fn patient_client(&self) -> SignOutServiceClient<PatientChannel> {
+        SignOutServiceClient::new(PatientChannel::connect(self.address()).await)
+    }
+
     pub(crate) fn client(&self) -> SignOutServiceClient<Channel> {
         SignOutServiceClient::new(self.channel())
     }
@@ -200,6 +215,42 @@ impl Sidecar {
         tokio::spawn(async move { Ok(client.admin_user_global_sign_out(request).await?.into_inner()) })
     }
 
+    /// What a probe of the API listener is told now.
+    pub(crate) async fn health(&self, service: &str) -> ServingStatus {
+        let request = HealthCheckRequest { service: service.to_owned() };
+        HealthClient::new(self.channel()).check(request).await.unwrap().into_inner().status()
+    }
+
+    pub(crate) async fn wait_for_health(&self, service: &str, wanted: ServingStatus) {
+        self.wait_for_health_at(self.address(), service, wanted).await;
+    }
+
+    /// Watches until the health is as wanted.
+    pub(crate) async fn wait_for_health_at(&self, address: &str, service: &str, wanted: ServingStatus) {
+        let watch = async {
+            let request = HealthCheckRequest { service: service.to_owned() };
+            let mut watch = HealthClient::new(channel(address)).watch(request).await.unwrap().into_inner();
+            while let Some(health) = watch.message().await.unwrap() {
+                if health.status() == wanted {
+                    return;
+                }
+            }
+            panic!("the watch ended before {service:?} was {wanted:?}");
+        };
+        timeout(PATIENCE, watch).await.unwrap_or_else(|_| panic!("{service:?} was never {wanted:?}"));
+    }
+
+    /// GET of the admin listener over HTTP/1.1: status and body.
+    pub(crate) async fn get(&self, path: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(self.admin()).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -229,6 +280,37 @@ impl Drop for Sidecar {
 pub(crate) fn channel(address: &str) -> Channel {
     let uri = if address.starts_with("unix:") { address.to_owned() } else { format!("http://{address}") };
     Endpoint::from_shared(uri).unwrap().connect_lazy()
+}
+
+/// A connection whose client obeys no deadline: what it is told comes from the sidecar. (tonic's own channel would give
+/// up by itself.)
+#[derive(Clone)]
+pub(crate) struct PatientChannel(hyper::client::conn::http2::SendRequest<tonic::body::Body>);
+
+impl PatientChannel {
+    pub(crate) async fn connect(address: &str) -> Self {
+        let stream = TcpStream::connect(address).await.unwrap();
+        let (sender, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        Self(sender)
+    }
+}
+
+impl tonic::codegen::Service<http::Request<tonic::body::Body>> for PatientChannel {
+    type Response = http::Response<hyper::body::Incoming>;
+    type Error = hyper::Error;
+    type Future = std::pin::Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: http::Request<tonic::body::Body>) -> Self::Future {
+        let path = request.uri().path_and_query().unwrap().as_str();
+        *request.uri_mut() = format!("http://localhost{path}").parse().unwrap();
+        Box::pin(self.0.send_request(request))
+    }
 }
 
 pub(crate) fn request(

@@ -10,6 +10,12 @@ mod proxy_checks;
 mod scripted;
 mod scripted_checks;
 
+mod aws;
 mod calls;
+mod commands;
+mod credentials;
 mod docs;
 mod faults;
+mod health;
+mod layout;
+mod time;
