@@ -18,6 +18,8 @@ pub(crate) fn is_identifier(text: &str, username: &str) -> bool {
     // Shorter usernames are found in random identifiers by chance.
     const TELLING: usize = 4;
     (1..=64).contains(&text.len())
+        // As long as a secret access key.
+        && text.len() != 40
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.')
         && !is_key_id(text)
         && (username.len() < TELLING || !text.to_lowercase().contains(&username.to_lowercase()))

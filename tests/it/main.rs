@@ -18,4 +18,5 @@ mod docs;
 mod faults;
 mod health;
 mod layout;
+mod properties;
 mod time;
