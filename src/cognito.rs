@@ -23,13 +23,14 @@ use tokio::time::Instant;
 
 use self::{
     classify::{Answer, Body, classify, is_refusal},
-    clients::Clients,
+    clients::{Clients, Regions, Timeouts},
 };
 pub use self::{
-    clients::{AwsSource, Regions, Timeouts},
-    credentials::{Credentials, Health as CredentialsHealth},
+    clients::AwsSource,
+    credentials::{Credentials, Health as CredentialsHealth, Origin},
 };
 use crate::{
+    config::AwsArgs,
     redact,
     sign_out::{
         AwsAnswer, BoxError, Call, Cause, Region, SignOut, SignOutError, SignedOut, User, UserPoolId,
@@ -44,14 +45,19 @@ pub struct Cognito {
 }
 
 impl Cognito {
-    /// Cognito as `source` tells to reach it, with `credentials` that are loaded in the background.
-    pub fn new(
-        source: Arc<AwsSource>,
-        regions: Regions,
-        timeouts: Timeouts,
-        credentials: Credentials,
-    ) -> Self {
+    /// Cognito as `source` and `args` tell to reach it, with `credentials` that are loaded in the background.
+    pub fn new(source: Arc<AwsSource>, args: AwsArgs, credentials: Credentials) -> Self {
+        // Credentials are waited for outside the attempt, and have a timeout of their own.
+        let AwsArgs { pool_region, attempt_timeout, connect_timeout, credentials_timeout: _ } = args;
+        let timeouts = Timeouts { connect: connect_timeout, attempt: attempt_timeout };
+        let regions =
+            Regions::new(pool_region.into_iter().map(|entry| (entry.pattern, entry.region)).collect());
         Self { clients: Clients::new(source, timeouts, credentials.clone()), regions, credentials }
+    }
+
+    /// The region that a pool is called in; `None` if neither its id nor the configuration tells.
+    pub fn region_of(&self, pool: &UserPoolId) -> Option<Region> {
+        self.regions.of(pool)
     }
 
     async fn attempt(&self, call: &Call, region: &Region) -> Result<SignedOut, SignOutError> {
@@ -180,6 +186,7 @@ impl Exchange {
                 request_id,
                 error_code: answer.as_ref().and_then(|answer| identifier(&answer.error_code)),
                 http_status: answer.as_ref().map(|answer| answer.http_status),
+                date: answer.as_ref().and_then(|answer| answer.date),
                 message: message.map(str::to_owned),
             }),
             retry_after: answer.as_ref().and_then(|answer| answer.retry_after),

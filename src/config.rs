@@ -12,7 +12,7 @@ use clap::Args;
 use clap::{Parser, Subcommand};
 
 pub use self::{
-    client::{ClientArgs, HealthArgs, SignOutArgs},
+    client::{CheckArgs, ClientArgs, HealthArgs, Output, SignOutArgs},
     serve::{AwsArgs, LimitArgs, ListenArgs, LogArgs, ServeArgs, TimeArgs},
     value::{ListenAddress, LogFormat, LogLevel, PoolRegion},
 };
@@ -45,6 +45,8 @@ pub enum Command {
     Emulate(EmulateArgs),
     /// Signs one user out, as a client of the sidecar
     SignOut(SignOutArgs),
+    /// Preflight: credentials, region, network, clock, permission and pool, with nobody signed out
+    Check(CheckArgs),
     /// Asks the sidecar for its health: exit status 0 if it serves, 1 if not
     Health(HealthArgs),
 }
@@ -112,6 +114,7 @@ mod tests {
     #[test]
     fn every_flag_has_its_environment_variable() {
         let cli = Cli::command();
+        let serve = cli.find_subcommand("serve").unwrap();
         for command in cli.get_subcommands() {
             let prefix = match command.get_name() {
                 "serve" => "COGNITO_SIGNOUT_",
@@ -121,6 +124,10 @@ mod tests {
             };
             for arg in command.get_arguments().filter(|arg| arg.get_id() != "help") {
                 let flag = arg.get_long().unwrap();
+                // `check` looks at AWS as `serve` does, so it is told how by the same variables.
+                let of_serve = serve.get_arguments().any(|of_serve| of_serve.get_long() == Some(flag));
+                let prefix =
+                    if command.get_name() == "check" && of_serve { "COGNITO_SIGNOUT_" } else { prefix };
                 let name = format!("{prefix}{}", flag.to_uppercase().replace('-', "_"));
                 assert_eq!(arg.get_env().unwrap(), name.as_str());
                 // Kubernetes injects these for a Service of our name.
@@ -136,8 +143,8 @@ mod tests {
         assert_eq!(args.listen.admin_listen, "127.0.0.1:9464".parse().unwrap());
         assert!(args.listen.reflection);
         assert_eq!(args.time.call_timeout, Duration::from_secs(10));
-        assert_eq!(args.time.attempt_timeout, Duration::from_secs(3));
-        assert_eq!(args.time.connect_timeout, Duration::from_secs(2));
+        assert_eq!(args.aws.attempt_timeout, Duration::from_secs(3));
+        assert_eq!(args.aws.connect_timeout, Duration::from_secs(2));
         assert_eq!(args.time.max_attempts, 3);
         assert_eq!(
             (args.time.drain_delay, args.time.drain_timeout),

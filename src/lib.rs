@@ -24,7 +24,7 @@
 //! | [`server`] | bind everything, serve, drain; owns health and the admin listener |
 //! | [`telemetry`] | logs |
 //! | [`shutdown`] | SIGTERM and SIGINT |
-//! | [`client`] | the commands that are clients: `sign-out`, `health` |
+//! | [`client`] | the commands that are clients: `sign-out`, `health`; and `check` |
 //! | `demo` | the commands `demo` and `emulate`, with the embedded Cognito (feature `demo`) |
 //! | [`pb`] | the code generated from `proto/` |
 //!

@@ -33,6 +33,7 @@ fn main() -> ExitCode {
                 cognito_signout::demo::emulate(args).await.unwrap_or_else(client::print::failure)
             }
             Command::SignOut(args) => client::sign_out::run(args).await,
+            Command::Check(args) => client::check::run(args).await,
             Command::Health(args) => client::health::run(args).await,
         }
     });

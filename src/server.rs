@@ -18,7 +18,7 @@ use tracing::{info, warn};
 
 use self::{health::Health, listen::Listener};
 use crate::{
-    cognito::{AwsSource, Cognito, Credentials, Regions, Timeouts},
+    cognito::{AwsSource, Cognito, Credentials},
     config::{ListenAddress, ServeArgs},
     pb::{self, sign_out_service_server::SignOutServiceServer},
     quota::{Bounded, Gate},
@@ -134,15 +134,12 @@ impl Sidecar {
 
         // Joining around retrying around pacing around Cognito: every attempt, not every call, is counted, and a call
         // that backs off holds no permit.
-        let (credentials, keeper) = Credentials::new(self.source.clone(), time.credentials_timeout);
+        let (credentials, keeper) = Credentials::new(self.source.clone(), aws.credentials_timeout);
         tasks.spawn("the credential loader", keeper);
         let (health, api_health, admin_health) = Health::new(credentials.health()).await;
         let watcher = health.watcher();
-        let regions =
-            Regions::new(aws.pool_region.into_iter().map(|entry| (entry.pattern, entry.region)).collect());
-        let timeouts = Timeouts { connect: time.connect_timeout, attempt: time.attempt_timeout };
         let gate = Gate::new(limits.max_in_flight as usize, limits.max_waiting as usize);
-        let cognito = Cognito::new(self.source, regions, timeouts, credentials);
+        let cognito = Cognito::new(self.source, aws, credentials);
         let chain = Retrying::new(Bounded::new(cognito, gate.clone()), time.max_attempts);
         let service = Service::new(Desk::new(chain, watcher, time.call_timeout));
 

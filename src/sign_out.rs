@@ -317,6 +317,8 @@ pub struct AwsAnswer {
     pub error_code: Option<String>,
     /// The HTTP status.
     pub http_status: Option<u16>,
+    /// AWS's own clock.
+    pub date: Option<SystemTime>,
     /// AWS's own words. Not for callers, unless they were seen to hold nothing secret.
     pub message: Option<String>,
 }

@@ -68,11 +68,11 @@ impl AwsSource {
 
 /// How long the stages of an attempt may take.
 #[derive(Debug, Clone, Copy)]
-pub struct Timeouts {
+pub(super) struct Timeouts {
     /// For a connection to be made, TLS included.
-    pub connect: Duration,
+    pub(super) connect: Duration,
     /// For one attempt as a whole.
-    pub attempt: Duration,
+    pub(super) attempt: Duration,
 }
 
 /// The regional clients.
@@ -142,20 +142,20 @@ impl Clients {
 
 /// Which region a pool is in.
 #[derive(Debug, Clone, Default)]
-pub struct Regions {
+pub(super) struct Regions {
     overrides: Vec<(Pattern, Region)>,
 }
 
 impl Regions {
     /// What the pool ids say, but for the pools that a pattern names. Of several patterns that match, the most precise
     /// counts.
-    pub fn new(mut overrides: Vec<(Pattern, Region)>) -> Self {
+    pub(super) fn new(mut overrides: Vec<(Pattern, Region)>) -> Self {
         overrides.sort_by_key(|(pattern, _)| Reverse(pattern.precision()));
         Self { overrides }
     }
 
     /// The region to call for a pool; `None` if neither its id nor the configuration tells.
-    pub fn of(&self, pool: &UserPoolId) -> Option<Region> {
+    pub(super) fn of(&self, pool: &UserPoolId) -> Option<Region> {
         let overridden = self.overrides.iter().find(|(pattern, _)| pattern.matches(pool.as_str()));
         overridden.map(|(_, region)| region.clone()).or_else(|| pool.region())
     }

@@ -147,6 +147,11 @@ impl Credentials {
         }
     }
 
+    /// Where the credentials come from; waits while they are loaded.
+    pub async fn origin(&self) -> Result<Origin, SignOutError> {
+        self.get().await.map(|loaded| Origin::of(&loaded.credentials))
+    }
+
     /// Follows whether there are credentials, and whether they have changed.
     pub fn health(&self) -> Health {
         let mut state = self.0.state.subscribe();
@@ -360,16 +365,38 @@ fn chain(error: &dyn Error) -> String {
     crate::redact::for_log(&text, "")
 }
 
-/// By source and account, never by key id or secret.
+/// What may be told of credentials: source and account, never a key id or a secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// Such as `environment` or `web identity (STS)`.
+    pub source: &'static str,
+    /// The AWS account, where the provider tells it.
+    pub account: Option<String>,
+    /// When they expire, if they do.
+    pub expires: Option<SystemTime>,
+}
+
+impl Origin {
+    fn of(credentials: &AwsCredentials) -> Self {
+        Self {
+            source: source_of(credentials),
+            account: credentials.account_id().map(|account| account.as_str().to_owned()),
+            expires: credentials.expiry(),
+        }
+    }
+
+    /// How long they live still; `None` if they do not expire.
+    pub fn expires_in(&self) -> Option<Duration> {
+        self.expires.map(|expires| expires.duration_since(SystemTime::now()).unwrap_or_default())
+    }
+}
+
 fn log_loaded(credentials: &AwsCredentials) {
-    let expires_in_s = credentials
-        .expiry()
-        .and_then(|expiry| expiry.duration_since(SystemTime::now()).ok())
-        .map(|left| left.as_secs());
+    let origin = Origin::of(credentials);
     info!(
-        source = source_of(credentials),
-        account = credentials.account_id().map(|account| account.as_str()),
-        expires_in_s,
+        source = origin.source,
+        account = origin.account,
+        expires_in_s = origin.expires_in().map(|left| left.as_secs()),
         "AWS credentials loaded"
     );
 }

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
-use super::value::positive;
+use super::{serve::AwsArgs, value::positive};
 
 /// How a client reaches the sidecar.
 #[derive(Debug, Clone, Args)]
@@ -47,4 +47,31 @@ pub struct HealthArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "told by its type")]
     pub client: ClientArgs,
+}
+
+/// `check`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Exit status: 0 if nothing was found, 1 with a finding. It looks at AWS with the same settings as \
+                        serve, so run it where serve runs."
+)]
+pub struct CheckArgs {
+    /// Id of the user pool to try; without it, only the credentials are looked at
+    #[arg(long, env = "COGNITO_SIGNOUT_CLIENT_USER_POOL_ID", value_name = "ID")]
+    pub user_pool_id: Option<String>,
+    /// How to tell
+    #[arg(long, env = "COGNITO_SIGNOUT_CLIENT_OUTPUT", value_name = "FORMAT", default_value = "text")]
+    pub output: Output,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "told by its type")]
+    pub aws: AwsArgs,
+}
+
+/// How findings are told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// A line each, for people.
+    Text,
+    /// One JSON object, for scripts.
+    Json,
 }

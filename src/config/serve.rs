@@ -78,21 +78,6 @@ pub struct TimeArgs {
     /// Deadline of a call that brings none
     #[arg(long, env = "COGNITO_SIGNOUT_CALL_TIMEOUT", value_name = "TIME", default_value = "10s", value_parser = positive)]
     pub call_timeout: Duration,
-    /// Longest that one attempt at Cognito may take
-    #[arg(long, env = "COGNITO_SIGNOUT_ATTEMPT_TIMEOUT", value_name = "TIME", default_value = "3s", value_parser = positive)]
-    pub attempt_timeout: Duration,
-    /// Longest that a connection to Cognito may take to be made
-    #[arg(long, env = "COGNITO_SIGNOUT_CONNECT_TIMEOUT", value_name = "TIME", default_value = "2s", value_parser = positive)]
-    pub connect_timeout: Duration,
-    /// Longest that loading the AWS credentials may take
-    #[arg(
-        long,
-        env = "COGNITO_SIGNOUT_CREDENTIALS_TIMEOUT",
-        value_name = "TIME",
-        default_value = "5s",
-        value_parser = positive
-    )]
-    pub credentials_timeout: Duration,
     /// Attempts at Cognito for one call, the first included
     #[arg(
         long,
@@ -136,6 +121,21 @@ pub struct AwsArgs {
     /// names: for replicas and local pools; repeatable
     #[arg(long, env = "COGNITO_SIGNOUT_POOL_REGION", value_name = "PATTERN=REGION", value_delimiter = ',')]
     pub pool_region: Vec<PoolRegion>,
+    /// Longest that one attempt at Cognito may take
+    #[arg(long, env = "COGNITO_SIGNOUT_ATTEMPT_TIMEOUT", value_name = "TIME", default_value = "3s", value_parser = positive)]
+    pub attempt_timeout: Duration,
+    /// Longest that a connection to Cognito may take to be made
+    #[arg(long, env = "COGNITO_SIGNOUT_CONNECT_TIMEOUT", value_name = "TIME", default_value = "2s", value_parser = positive)]
+    pub connect_timeout: Duration,
+    /// Longest that loading the AWS credentials may take
+    #[arg(
+        long,
+        env = "COGNITO_SIGNOUT_CREDENTIALS_TIMEOUT",
+        value_name = "TIME",
+        default_value = "5s",
+        value_parser = positive
+    )]
+    pub credentials_timeout: Duration,
 }
 
 impl AwsArgs {

@@ -158,3 +158,59 @@ impl Observer for Watcher {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tonic::Request;
+    use tonic_health::pb::{HealthCheckRequest, health_check_response, health_server::Health as _};
+
+    use super::*;
+
+    async fn status(health: &Health, service: &str) -> health_check_response::ServingStatus {
+        let request = Request::new(HealthCheckRequest { service: service.to_owned() });
+        let told = HealthService::from_health_reporter(health.0.api.clone()).check(request).await.unwrap();
+        // Whoever keeps the health runs in between.
+        sleep(Duration::from_millis(1)).await;
+        told.into_inner().status()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn after_three_failures_in_a_row_the_service_is_tried_again_in_thirty_seconds() {
+        use health_check_response::ServingStatus::{NotServing, Serving};
+
+        let (loaded, credentials) = watch::channel(0);
+        let (health, _, _) = Health::new(credentials).await;
+        let keeper = health.clone();
+        tokio::spawn(async move { keeper.keep().await });
+        let watcher = health.watcher();
+        let invalid = || watcher.answered(Some(&Cause::SidecarCredentialsInvalid));
+
+        assert_eq!(status(&health, SERVICE).await, NotServing);
+        loaded.send(1).unwrap();
+        sleep(Duration::from_millis(1)).await;
+        assert_eq!(status(&health, SERVICE).await, Serving);
+
+        invalid();
+        invalid();
+        watcher.answered(None);
+        invalid();
+        invalid();
+        // These come before the credentials are used, or say nothing about them.
+        watcher.answered(Some(&Cause::InvalidRequest(Vec::new())));
+        sleep(Duration::from_millis(1)).await;
+        assert_eq!(status(&health, SERVICE).await, Serving, "a success in between begins anew");
+        invalid();
+        sleep(Duration::from_millis(1)).await;
+        assert_eq!(status(&health, SERVICE).await, NotServing);
+        assert_eq!(status(&health, "").await, Serving);
+
+        sleep(TRIAL_AFTER).await;
+        assert_eq!(status(&health, SERVICE).await, Serving, "on trial");
+        (0..3).for_each(|_| invalid());
+        sleep(Duration::from_millis(1)).await;
+        assert_eq!(status(&health, SERVICE).await, NotServing);
+        loaded.send(2).unwrap();
+        sleep(Duration::from_millis(1)).await;
+        assert_eq!(status(&health, SERVICE).await, Serving, "the provider gave others");
+    }
+}

@@ -12,6 +12,7 @@ mod scripted_checks;
 
 mod aws;
 mod calls;
+mod check;
 mod commands;
 mod credentials;
 mod docs;
