@@ -58,9 +58,6 @@ pub enum StartError {
         /// Why not.
         source: io::Error,
     },
-    /// Reflection.
-    #[error("the protobuf descriptors cannot be served: {0}")]
-    Reflection(#[from] tonic_reflection::server::Error),
 }
 
 /// Why the sidecar ended although nobody asked it to.
@@ -213,10 +210,12 @@ impl Sidecar {
     }
 }
 
-/// Two descriptor sets would not be better than one: `google/rpc/error_details.proto` is in ours.
+/// Of our own protos, which `google/rpc/error_details.proto` is among, and of health, so that tools can ask for it.
 fn add_reflection(routes: &mut RoutesBuilder) {
     let builder = || {
-        tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(pb::DESCRIPTORS)
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(pb::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     if let (Ok(v1), Ok(v1alpha)) = (builder().build_v1(), builder().build_v1alpha()) {
         routes.add_service(v1).add_service(v1alpha);
