@@ -184,3 +184,21 @@ async fn a_profile_is_read_as_aws_users_expect() {
 
     assert_eq!(upstream.requests()[0].access_key_id().as_deref(), Some("AKIAWORK"));
 }
+
+#[tokio::test]
+async fn what_happens_to_the_connection_after_a_whole_answer_changes_nothing() {
+    let whole = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
+    let upstream = Scripted::start(move |n, _| match n {
+        0 => Reply::reset_after(whole),
+        1 => Reply::ok().then_close(),
+        _ => Reply::ok(),
+    })
+    .await;
+    let sidecar = Sidecar::before(&upstream).await;
+
+    for username in ["ada", "grace", "linus"] {
+        sidecar.sign_out(POOL, username).await.unwrap();
+    }
+
+    assert_eq!(upstream.requests().len(), 3);
+}

@@ -178,6 +178,9 @@ fn answers() -> Vec<(Row, Box<dyn Fn() -> Reply + Send + Sync>)> {
         ("no answer", "resets the connection", Reply::reset),
         ("half an answer", "closes within the headers", Reply::cut_in_headers),
         ("half an answer", "closes within the body of a 200", Reply::cut_short),
+        ("half an answer", "resets within the body of a 200", || {
+            Reply::reset_after("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{\"Status\":")
+        }),
         ("nonsense", "answers something other than HTTP", || Reply::raw(b"SSH-2.0-OpenSSH_9.2\r\n".to_vec())),
     ] {
         add(cause, upstream, 3, COGNITO_UNREACHABLE, Box::new(reply));
@@ -270,6 +273,14 @@ impl Alone {
 }
 
 async fn walk_networks(matrix: &mut Vec<Row>) {
+    let resetting =
+        Scripted::start_accepting(|_| OnAccept::ResetAtOnce, |_, _| unreachable!("reset first")).await;
+    let starter = Sidecar::at(&resetting.url());
+    Alone::new("no answer", "resets before the request", starter, COGNITO_UNREACHABLE)
+        .walk(matrix, || 0)
+        .await;
+    assert_eq!(resetting.connections(), 3);
+
     let unused = { TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap() };
     let starter = Sidecar::at(&format!("http://{unused}"));
     Alone::new("refused", "nobody listens", starter, COGNITO_UNREACHABLE).walk(matrix, || 0).await;

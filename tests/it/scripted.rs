@@ -261,7 +261,8 @@ pub(crate) struct Reply {
 enum Act {
     Answer(Answer),
     Never,
-    Reset,
+    /// These bytes, none perhaps, and then a reset.
+    BytesThenReset(Vec<u8>),
     /// These bytes, none perhaps, and then the end of the stream.
     BytesThenClose(Vec<u8>),
 }
@@ -333,7 +334,12 @@ impl Reply {
 
     /// Resets the connection instead of an answer.
     pub(crate) fn reset() -> Self {
-        Act::Reset.into()
+        Self::reset_after("")
+    }
+
+    /// Sends these bytes, then resets the connection.
+    pub(crate) fn reset_after(bytes: impl Into<Vec<u8>>) -> Self {
+        Act::BytesThenReset(bytes.into()).into()
     }
 
     /// An answer whose head promises 100 bytes and whose body ends after 10.
@@ -631,7 +637,9 @@ impl<S: Socket> Connection<S> {
                 self.socket.write_all(&bytes).await?;
                 self.end().await
             }
-            Act::Reset => {
+            Act::BytesThenReset(bytes) => {
+                self.socket.write_all(&bytes).await?;
+                self.socket.flush().await?;
                 reset(self.socket.tcp());
                 Ok(Next::End)
             }
