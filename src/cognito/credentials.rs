@@ -259,7 +259,7 @@ impl Credentials {
     }
 }
 
-/// The SDK asks inside the attempt, after [`Credentials::get`] has waited: so what is there is given at once.
+/// The SDK asks inside the attempt, after `get` has waited: so what is there is given at once.
 impl ProvideCredentials for Credentials {
     fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
     where
