@@ -7,7 +7,7 @@ mod credentials;
 use std::{
     error::Error,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use aws_sdk_cognitoidentityprovider::{
@@ -36,6 +36,9 @@ use crate::{
         AwsAnswer, BoxError, Call, Cause, Region, SignOut, SignOutError, SignedOut, User, UserPoolId,
     },
 };
+
+/// Whoever asks us to wait longer than this is not AWS, or does not mean it.
+const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
 /// Cognito itself, by the AWS SDK. Each call of [`SignOut::sign_out`] is one attempt.
 pub struct Cognito {
@@ -282,7 +285,7 @@ impl Intercept for Watch {
                 .and_then(|date| SystemTime::try_from(date).ok()),
             retry_after: header("x-amz-retry-after")
                 .and_then(|text| text.parse().ok())
-                .map(std::time::Duration::from_millis),
+                .map(|millis| Duration::from_millis(millis).min(LONGEST_RETRY_AFTER)),
             body: Body::Incomplete,
         });
         Ok(())

@@ -25,9 +25,11 @@ pub(crate) fn is_identifier(text: &str, username: &str) -> bool {
         && (username.len() < TELLING || !text.to_lowercase().contains(&username.to_lowercase()))
 }
 
-/// The text for the log: the username, key ids and tokens blotted out; ARNs stay, because the operator needs them.
+/// The text for the log: the username, key ids and tokens blotted out; ARNs stay, because the operator needs them. One
+/// line, whatever upstream wrote: nobody puts lines of his own into our log.
 pub(crate) fn for_log(text: &str, username: &str) -> String {
     let mut text = if username.is_empty() { text.to_owned() } else { text.replace(username, "[username]") };
+    text = text.replace(char::is_control, " ");
     let secret: Vec<String> =
         runs(&text).filter(|run| is_key_id(run) || is_token(run)).map(str::to_owned).collect();
     for run in secret {
@@ -105,5 +107,6 @@ mod tests {
     fn the_log_keeps_the_arn_and_loses_the_rest() {
         let line = for_log(&format!("arn:aws:iam::1:role/x ada {KEY_ID} {SECRET}"), "ada");
         assert_eq!(line, "arn:aws:iam::1:role/x [username] [redacted] [redacted]");
+        assert_eq!(for_log("one\ntwo\x1b[31m", ""), "one two [31m");
     }
 }
