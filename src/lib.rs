@@ -17,6 +17,7 @@
 //! | [`sign_out`] | the vocabulary: whom to sign out, what came of it, why not; and the port, `trait SignOut` |
 //! | `redact` | what must not leave the process |
 //! | [`status`] | a failure to a gRPC status with google.rpc details; the only place that knows gRPC codes |
+//! | [`deadline`] | when a call must have been answered, and that it is |
 //! | [`service`] | gRPC in and out |
 //! | [`retry`] | attempts within the deadline: a `SignOut` around a `SignOut` |
 //! | [`quota`] | the limit in flight and its queue: another |
@@ -33,7 +34,7 @@
 //! To the right only; a test reads the `use` lines and holds it.
 //!
 //! ```text
-//! main -> client, demo -> server -> service, retry, quota, cognito, telemetry -> status, redact, config -> sign_out -> pattern
+//! main -> client, demo -> server -> service, retry, quota, cognito, telemetry -> deadline -> status, redact, config -> sign_out -> pattern
 //! ```
 //!
 //! `service` and `cognito` never see each other: what they share is the vocabulary. `pb` and `shutdown` may be used by
@@ -42,6 +43,7 @@
 pub mod client;
 pub mod cognito;
 pub mod config;
+pub mod deadline;
 #[cfg(feature = "demo")]
 pub mod demo;
 pub mod pattern;

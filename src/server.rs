@@ -14,12 +14,14 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{service::RoutesBuilder, transport::Server};
+use tower::layer::layer_fn;
 use tracing::{info, warn};
 
 use self::{health::Health, listen::Listener};
 use crate::{
     cognito::{AwsSource, Cognito, Credentials},
     config::{ListenAddress, ServeArgs},
+    deadline::Deadlines,
     pb::{self, sign_out_service_server::SignOutServiceServer},
     quota::{Bounded, Gate},
     retry::Retrying,
@@ -160,6 +162,7 @@ impl Sidecar {
         drop(accepted);
         let mut api = tokio::spawn(
             Server::builder()
+                .layer(layer_fn(Deadlines))
                 .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
                 .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
                 .add_routes(routes.routes())

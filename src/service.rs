@@ -8,10 +8,11 @@ use std::{
 
 use tokio::time::{Instant, timeout_at};
 use tokio_stream::Stream;
-use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
+use tonic::{Request, Response, Status, Streaming};
 use tracing::{error, info, warn};
 
 use crate::{
+    deadline::Due,
     pb::{
         AdminUserGlobalSignOutRequest, AdminUserGlobalSignOutResponse, BulkAdminUserGlobalSignOutRequest,
         BulkAdminUserGlobalSignOutResponse, sign_out_service_server::SignOutService,
@@ -89,8 +90,7 @@ impl<S: SignOut, O: Observer> SignOutService for Service<S, O> {
         &self,
         request: Request<AdminUserGlobalSignOutRequest>,
     ) -> Result<Response<AdminUserGlobalSignOutResponse>, Status> {
-        let arrived = Instant::now();
-        let deadline = deadline(request.metadata(), arrived, self.0.call_timeout);
+        let Due { arrived, deadline } = Due::of(&request, self.0.call_timeout);
         self.0.serve(request.into_inner(), arrived, deadline).await.map(Response::new)
     }
 
@@ -114,42 +114,6 @@ impl From<SignedOut> for AdminUserGlobalSignOutResponse {
             signed_out_at: signed_out.at.map(prost_types::Timestamp::from),
         }
     }
-}
-
-/// When a call must have been answered: a little before the caller stops listening, because one whose own clock runs
-/// out learns nothing.
-fn deadline(metadata: &MetadataMap, arrived: Instant, call_timeout: Duration) -> Instant {
-    // Our timer and gRPC's own have a resolution of 1 ms, and ours must fire first.
-    const SHORTEST_MARGIN: Duration = Duration::from_millis(1);
-    const LONGEST_MARGIN: Duration = Duration::from_millis(100);
-
-    let timeout = metadata
-        .get("grpc-timeout")
-        .and_then(|value| parse_timeout(value.as_bytes()))
-        .unwrap_or(call_timeout);
-    let margin = (timeout / 20).clamp(SHORTEST_MARGIN, LONGEST_MARGIN);
-    let timeout = timeout.saturating_sub(margin);
-    // A deadline beyond what the clock can hold is none; a year will do.
-    arrived.checked_add(timeout).unwrap_or_else(|| arrived + Duration::from_secs(365 * 24 * 3600))
-}
-
-/// `grpc-timeout` as gRPC's protocol has it: at most eight digits and a unit. `None` for what is malformed, which gRPC's
-/// servers ignore.
-fn parse_timeout(value: &[u8]) -> Option<Duration> {
-    let (unit, digits) = value.split_last()?;
-    if digits.is_empty() || digits.len() > 8 || !digits.iter().all(u8::is_ascii_digit) {
-        return None;
-    }
-    let amount: u64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
-    Some(match unit {
-        b'H' => Duration::from_secs(amount * 3600),
-        b'M' => Duration::from_secs(amount * 60),
-        b'S' => Duration::from_secs(amount),
-        b'm' => Duration::from_millis(amount),
-        b'u' => Duration::from_micros(amount),
-        b'n' => Duration::from_nanos(amount),
-        _ => return None,
-    })
 }
 
 /// Writes the one log line of a call, also of one that its caller abandons: then the future is dropped, and this with it.
@@ -237,41 +201,4 @@ impl Drop for Record<'_> {
 
 fn seconds_since_epoch(at: SystemTime) -> u64 {
     at.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn timeouts_are_read_as_grpc_writes_them() {
-        assert_eq!(parse_timeout(b"1H"), Some(Duration::from_secs(3600)));
-        assert_eq!(parse_timeout(b"2M"), Some(Duration::from_secs(120)));
-        assert_eq!(parse_timeout(b"3S"), Some(Duration::from_secs(3)));
-        assert_eq!(parse_timeout(b"99999999m"), Some(Duration::from_millis(99_999_999)));
-        assert_eq!(parse_timeout(b"5u"), Some(Duration::from_micros(5)));
-        assert_eq!(parse_timeout(b"6n"), Some(Duration::from_nanos(6)));
-        for malformed in [&b""[..], b"S", b"1", b"1s", b"-1S", b"1.5S", b"123456789S", b" 1S", b"+1S"] {
-            assert_eq!(parse_timeout(malformed), None, "{malformed:?}");
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_answer_is_due_a_little_before_the_deadline() {
-        let arrived = Instant::now();
-        let due = |timeout: Option<&str>| {
-            let mut metadata = MetadataMap::new();
-            if let Some(timeout) = timeout {
-                metadata.insert("grpc-timeout", timeout.parse().unwrap());
-            }
-            deadline(&metadata, arrived, Duration::from_secs(10)) - arrived
-        };
-        assert_eq!(due(Some("1S")), Duration::from_millis(950));
-        assert_eq!(due(Some("1M")), Duration::from_millis(59_900));
-        assert_eq!(due(Some("4m")), Duration::from_millis(3));
-        assert_eq!(due(Some("1n")), Duration::ZERO);
-        assert_eq!(due(None), Duration::from_millis(9_900));
-        assert_eq!(due(Some("garbage")), Duration::from_millis(9_900));
-        assert!(due(Some("99999999H")) > Duration::from_secs(3600));
-    }
 }

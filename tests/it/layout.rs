@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fs, path::Path};
 
 /// Who may be used by whom: a module may use those of a lower rank, and its own.
-const RANKS: [(&str, u32); 15] = [
+const RANKS: [(&str, u32); 16] = [
     ("pattern", 0),
     ("pb", 0),
     ("shutdown", 0),
@@ -11,14 +11,15 @@ const RANKS: [(&str, u32); 15] = [
     ("redact", 2),
     ("config", 2),
     ("status", 2),
-    ("telemetry", 3),
-    ("retry", 3),
-    ("quota", 3),
-    ("cognito", 3),
-    ("service", 3),
-    ("server", 4),
-    ("client", 5),
-    ("demo", 5),
+    ("deadline", 3),
+    ("telemetry", 4),
+    ("retry", 4),
+    ("quota", 4),
+    ("cognito", 4),
+    ("service", 4),
+    ("server", 5),
+    ("client", 6),
+    ("demo", 6),
 ];
 
 #[test]

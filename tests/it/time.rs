@@ -3,11 +3,13 @@
 
 use std::time::{Duration, Instant};
 
+use cognito_signout::pb::{AdminUserGlobalSignOutRequest, AdminUserGlobalSignOutResponse};
 use tonic::Code;
+use tonic_prost::ProstCodec;
 use tonic_types::StatusExt as _;
 
 use crate::{
-    harness::{PATIENCE, POOL, Sidecar, container_credentials, metadata, reason, request},
+    harness::{PATIENCE, POOL, PatientChannel, Sidecar, container_credentials, metadata, reason, request},
     scripted::{Gate, Reply, Request, Scripted},
 };
 
@@ -171,4 +173,22 @@ async fn tiny_deadlines_are_deadlines_too() {
         let status = tokio::time::timeout(PATIENCE, call).await.unwrap().unwrap_err();
         assert_eq!(status.code(), Code::DeadlineExceeded, "{millis} ms: {status:?}");
     }
+}
+
+#[tokio::test]
+async fn a_message_that_never_comes_is_a_deadline_too() {
+    let upstream = Scripted::start(|_, _| unreachable!("there is no request")).await;
+    let sidecar = Sidecar::before(&upstream).await;
+
+    // As a client-streaming call, which may keep its message to itself.
+    let mut client = tonic::client::Grpc::new(PatientChannel::connect(sidecar.address()).await);
+    let mut request = tonic::Request::new(tokio_stream::pending());
+    request.metadata_mut().insert("grpc-timeout", "200m".parse().unwrap());
+    let path = "/cognito.signout.v1.SignOutService/AdminUserGlobalSignOut".parse().unwrap();
+    let codec = ProstCodec::<AdminUserGlobalSignOutRequest, AdminUserGlobalSignOutResponse>::default();
+    client.ready().await.unwrap();
+    let status = client.client_streaming(request, path, codec).await.unwrap_err();
+
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::DeadlineExceeded, "DEADLINE_EXCEEDED"));
+    assert_eq!(metadata(&status, "outcome"), "not_sent");
 }
