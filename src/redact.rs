@@ -10,7 +10,7 @@ pub(crate) fn may_be_shown(words: &str, username: &str) -> bool {
         && !words.contains(char::is_control)
         && !lower.contains(&username.to_lowercase())
         && !lower.contains("arn:")
-        && !runs(words).any(|run| is_key_id(run) || is_token(run))
+        && !runs(words).any(|run| is_key_id(run) || is_token(run) || is_jumbled(run))
 }
 
 /// Whether `text` is an identifier that AWS made (a request id, an error code) and not something else put in its place.
@@ -56,9 +56,16 @@ fn is_key_id(run: &str) -> bool {
     run[at..].bytes().take_while(|b| b.is_ascii_uppercase() || b.is_ascii_digit()).count() >= 16
 }
 
-/// Secret keys have 40 characters, tokens hundreds. Host names and ids that long have dots or hyphens; JWTs begin `eyJ`.
+/// Secret keys have 40 characters, tokens hundreds, JWTs begin with `eyJ`. Names of roles, hosts and resources that long
+/// are made of shorter words.
 fn is_token(run: &str) -> bool {
-    run.starts_with("eyJ") || run.split(['.', '-']).any(|part| part.len() >= 32 && !part.contains('_'))
+    run.starts_with("eyJ") || run.len() >= 100 || run.split(['.', '-', '_']).any(|word| word.len() >= 32)
+}
+
+/// What could be a token with hyphens and underscores: as long as a secret key, and nothing that a word would be.
+fn is_jumbled(run: &str) -> bool {
+    let has = |kind: fn(&u8) -> bool| run.bytes().any(|byte| kind(&byte));
+    run.len() >= 32 && has(u8::is_ascii_uppercase) && has(u8::is_ascii_lowercase) && has(u8::is_ascii_digit)
 }
 
 #[cfg(test)]
@@ -86,6 +93,8 @@ mod tests {
             "keyAKIAIOSFODNN7EXAMPLE",
             "secret wJalrXUtnFEMIK7MDENGbPxRfiCYEXAMPLEKEY00",
             "token eyJhbGciOi.x.y",
+            "wrapped_wJalrXUtnFEMI/K7MDENG/bPxRfiCYCANARYCANA_up",
+            "url-safe wJalrXUtnFEMI-K7MDENG_bPxRfiCYCANARYCANA",
             "two\nlines",
         ] {
             assert!(!may_be_shown(words, "ada@example.com"), "{words}");
@@ -107,6 +116,11 @@ mod tests {
     fn the_log_keeps_the_arn_and_loses_the_rest() {
         let line = for_log(&format!("arn:aws:iam::1:role/x ada {KEY_ID} {SECRET}"), "ada");
         assert_eq!(line, "arn:aws:iam::1:role/x [username] [redacted] [redacted]");
+        let wrapped = "_wJalrXUtnFEMI/K7MDENG/bPxRfiCYCANARYCANA_";
+        assert!(!for_log(wrapped, "").contains("wJalr"));
+        let role =
+            "arn:aws:sts::123456789012:assumed-role/AWSReservedSSO_AdministratorAccess_0123456789abcdef/ada";
+        assert_eq!(for_log(role, ""), role);
         assert_eq!(for_log("one\ntwo\x1b[31m", ""), "one two [31m");
     }
 }
