@@ -27,7 +27,7 @@ use self::{
 };
 pub use self::{
     clients::AwsSource,
-    credentials::{Credentials, Health as CredentialsHealth, Origin},
+    credentials::{Credentials, Figures as CredentialsFigures, Health as CredentialsHealth, Origin},
 };
 use crate::{
     config::AwsArgs,

@@ -13,7 +13,7 @@ use clap::{Parser, Subcommand};
 
 pub use self::{
     client::{CheckArgs, ClientArgs, HealthArgs, Output, SignOutArgs},
-    serve::{AwsArgs, LimitArgs, ListenArgs, LogArgs, ServeArgs, TimeArgs},
+    serve::{AwsArgs, LimitArgs, ListenArgs, LogArgs, ObserveArgs, ServeArgs, TimeArgs},
     value::{ListenAddress, LogFormat, LogLevel, PoolRegion},
 };
 

@@ -19,10 +19,13 @@
 //! | [`status`] | a failure to a gRPC status with google.rpc details; the only place that knows gRPC codes |
 //! | [`deadline`] | when a call must have been answered, and that it is |
 //! | [`service`] | gRPC in and out |
+//! | [`record`] | what is left of a call: its log line and its metrics |
+//! | [`attempts`] | attempts and their waiting, seen: two `SignOut`s around a `SignOut` |
 //! | [`retry`] | attempts within the deadline: a `SignOut` around a `SignOut` |
 //! | [`quota`] | the limit in flight and its queue: another |
 //! | [`cognito`] | the adapter: one attempt by the SDK, its failure in our words; the only place that knows AWS |
 //! | [`server`] | bind everything, serve, drain; owns health and the admin listener |
+//! | [`metrics`] | what is counted, and how it is told |
 //! | [`telemetry`] | logs |
 //! | [`shutdown`] | SIGTERM and SIGINT |
 //! | [`client`] | the commands that are clients: `sign-out`, `health`; and `check` |
@@ -34,20 +37,24 @@
 //! To the right only; a test reads the `use` lines and holds it.
 //!
 //! ```text
-//! main -> client, demo -> server -> service, retry, quota, cognito, telemetry -> deadline -> status, redact, config -> sign_out -> pattern
+//! main -> client, demo -> server -> service, retry, quota, cognito, telemetry -> attempts -> record
+//!     -> metrics, deadline -> status, redact, config -> sign_out -> pattern
 //! ```
 //!
 //! `service` and `cognito` never see each other: what they share is the vocabulary. `pb` and `shutdown` may be used by
 //! all and use nothing.
 
+pub mod attempts;
 pub mod client;
 pub mod cognito;
 pub mod config;
 pub mod deadline;
 #[cfg(feature = "demo")]
 pub mod demo;
+pub mod metrics;
 pub mod pattern;
 pub mod quota;
+pub mod record;
 mod redact;
 pub mod retry;
 pub mod server;

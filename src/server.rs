@@ -1,11 +1,18 @@
 //! The sidecar as a whole: everything is bound, then served, watched, and drained.
 
 mod admin;
+mod counted;
 mod health;
 mod listen;
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
+use prometheus_client::registry::Unit;
 use tokio::{
     sync::mpsc,
     task::JoinSet,
@@ -17,13 +24,16 @@ use tonic::{service::RoutesBuilder, transport::Server};
 use tower::layer::layer_fn;
 use tracing::{info, warn};
 
-use self::{health::Health, listen::Listener};
+use self::{counted::Counted, health::Health, listen::Listener};
 use crate::{
+    attempts::{Attempted, Queued},
     cognito::{AwsSource, Cognito, Credentials},
-    config::{ListenAddress, ServeArgs},
+    config::{LimitArgs, ListenAddress, ServeArgs},
     deadline::Deadlines,
+    metrics::{Kind, Metrics},
     pb::{self, sign_out_service_server::SignOutServiceServer},
     quota::{Bounded, Gate},
+    record::Recorder,
     retry::Retrying,
     service::{Desk, Service},
     shutdown::Stop,
@@ -118,7 +128,7 @@ impl Sidecar {
 
     /// Serves until a stop is asked for and what was under way is done.
     pub async fn run(self, stop: Stop) -> Result<(), RunError> {
-        let ServeArgs { listen, time, limits, aws, log: _ } = self.args;
+        let ServeArgs { listen, time, limits, aws, observe, log: _ } = self.args;
         for address in self.listeners.iter().map(Listener::address) {
             info!(address = %address, version = env!("CARGO_PKG_VERSION"), "serving gRPC");
             if let ListenAddress::Tcp(address) = address
@@ -130,6 +140,7 @@ impl Sidecar {
         info!(address = %self.admin.address(), "serving probes");
 
         let mut tasks = Tasks::default();
+        let metrics = Metrics::new(observe.metrics_pool_ids);
 
         // Joining around retrying around pacing around Cognito: every attempt, not every call, is counted, and a call
         // that backs off holds no permit.
@@ -137,10 +148,14 @@ impl Sidecar {
         tasks.spawn("the credential loader", keeper);
         let (health, api_health, admin_health) = Health::new(credentials.health()).await;
         let watcher = health.watcher();
+        watch(&metrics, &credentials, &health, &limits);
         let gate = Gate::new(limits.max_in_flight as usize, limits.max_waiting as usize);
         let cognito = Cognito::new(self.source, aws, credentials);
-        let chain = Retrying::new(Bounded::new(cognito, gate.clone()), time.max_attempts);
-        let service = Service::new(Desk::new(chain, watcher, time.call_timeout));
+        let attempted = Attempted::new(cognito, metrics.clone());
+        let queued = Queued::new(Bounded::new(attempted, gate.clone()), metrics.clone());
+        let chain = Retrying::new(queued, time.max_attempts);
+        let recorder = Recorder::new(metrics.clone());
+        let service = Service::new(Desk::new(chain, watcher, recorder, time.call_timeout));
 
         let mut routes = RoutesBuilder::default();
         routes.add_service(api_health);
@@ -157,7 +172,11 @@ impl Sidecar {
         let closing = CancellationToken::new();
         let (accepted, connections) = mpsc::channel(64);
         for listener in self.listeners {
-            tasks.spawn_closable("a gRPC listener", listener.accept(accepted.clone()), &closing);
+            tasks.spawn_closable(
+                "a gRPC listener",
+                listener.accept(accepted.clone(), metrics.refused_connections("api", "accept")),
+                &closing,
+            );
         }
         drop(accepted);
         let mut api = tokio::spawn(
@@ -167,16 +186,19 @@ impl Sidecar {
                 .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
                 .add_routes(routes.routes())
                 .serve_with_incoming_shutdown(
-                    ReceiverStream::new(connections),
+                    Counted::all(ReceiverStream::new(connections), metrics.clone(), "api"),
                     closing.clone().cancelled_owned(),
                 ),
         );
         // The admin listener serves until the process ends: probes may ask while calls finish.
         let (admin_accepted, admin_connections) = mpsc::channel(16);
-        tasks.spawn("the admin listener", self.admin.accept(admin_accepted));
+        let refused = metrics.refused_connections("admin", "accept");
+        tasks.spawn("the admin listener", self.admin.accept(admin_accepted, refused));
+        let admin_connections =
+            Counted::all(ReceiverStream::new(admin_connections), metrics.clone(), "admin");
         tasks.spawn_fallible(
             "the admin server",
-            admin::serve(ReceiverStream::new(admin_connections), admin_health, health.process()),
+            admin::serve(admin_connections, metrics, admin_health, health.process()),
         );
 
         let health_keeper = health.clone();
@@ -211,6 +233,67 @@ impl Sidecar {
         }
         Ok(())
     }
+}
+
+/// Metrics of what others keep.
+fn watch(metrics: &Metrics, credentials: &Credentials, health: &Health, limits: &LimitArgs) {
+    let LimitArgs { max_in_flight, max_waiting } = *limits;
+    metrics.constant(
+        "attempts_in_flight_limit",
+        "Attempts at one time, by --max-in-flight",
+        max_in_flight.into(),
+    );
+    metrics.constant("queue_waiting_limit", "Attempts that may wait, by --max-waiting", max_waiting.into());
+
+    let process = health.process();
+    metrics.watch(Kind::Gauge, "stopping", "1 from the moment a stop is asked for", None, move |samples| {
+        samples.one(f64::from(u8::from(!*process.borrow())))
+    });
+
+    let figures = |credentials: &Credentials| {
+        let credentials = credentials.clone();
+        move || credentials.figures()
+    };
+    let read = figures(credentials);
+    metrics.watch(
+        Kind::Gauge,
+        "credentials_usable",
+        "1 if there are AWS credentials that have not expired and that AWS has not called expired",
+        None,
+        move |samples| samples.one(f64::from(u8::from(read().usable))),
+    );
+    let read = figures(credentials);
+    metrics.watch(
+        Kind::Gauge,
+        "credentials_loaded_timestamp",
+        "When the AWS credentials in use were loaded or confirmed, since the epoch",
+        Some(Unit::Seconds),
+        move |samples| read().loaded_at.map_or(Ok(()), |at| samples.one(since_epoch(at))),
+    );
+    let read = figures(credentials);
+    metrics.watch(
+        Kind::Gauge,
+        "credentials_expiry_timestamp",
+        "When the AWS credentials in use expire, since the epoch; absent if they do not",
+        Some(Unit::Seconds),
+        move |samples| read().expires_at.map_or(Ok(()), |at| samples.one(since_epoch(at))),
+    );
+    let read = figures(credentials);
+    metrics.watch(
+        Kind::Counter,
+        "credentials_loads",
+        "Times that the AWS credentials were loaded or refreshed",
+        None,
+        move |samples| {
+            let figures = read();
+            samples.labelled("result", "success", figures.successes as f64)?;
+            samples.labelled("result", "failure", figures.failures as f64)
+        },
+    );
+}
+
+fn since_epoch(at: SystemTime) -> f64 {
+    at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
 /// Of our own protos, which `google/rpc/error_details.proto` is among, and of health, so that tools can ask for it.

@@ -5,7 +5,7 @@ use std::{
     fmt,
     future::Future,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
     time::{Duration, SystemTime},
@@ -41,6 +41,8 @@ pub struct Call {
 struct Progress {
     sent: AtomicU32,
     refused: AtomicU32,
+    /// Since when an attempt waits for its turn, if one does.
+    waiting: Mutex<Option<Instant>>,
 }
 
 impl Call {
@@ -62,6 +64,20 @@ impl Call {
     /// How many requests were handed to the HTTP client.
     pub fn attempts(&self) -> u32 {
         self.progress.sent.load(Ordering::Relaxed)
+    }
+
+    /// Notes that an attempt waits for its turn from now on.
+    pub fn note_waiting(&self) {
+        *self.waiting() = Some(Instant::now());
+    }
+
+    /// Since when the attempt has waited that now waits no longer; `None` if none did.
+    pub fn note_turn(&self) -> Option<Instant> {
+        self.waiting().take()
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.progress.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What a failure of this call says about the user's sessions.

@@ -53,6 +53,25 @@ struct State {
     failure: Option<Failure>,
     /// Loads that have ended, well or not.
     loads: u64,
+    /// Those of them that failed.
+    failures: u64,
+    /// When the last of them ended well.
+    loaded_at: Option<SystemTime>,
+}
+
+/// What metrics tell of the credentials.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Figures {
+    /// Whether a call would use what is there, and not wait for something else.
+    pub usable: bool,
+    /// When the provider last gave credentials, be they others or the same.
+    pub loaded_at: Option<SystemTime>,
+    /// When they expire, if they do.
+    pub expires_at: Option<SystemTime>,
+    /// How often the provider gave credentials.
+    pub successes: u64,
+    /// How often it failed.
+    pub failures: u64,
 }
 
 /// Credentials, and which of those that were loaded they are: the number grows when they change, not when a load gives
@@ -170,6 +189,18 @@ impl Credentials {
         receiver
     }
 
+    /// What metrics tell.
+    pub fn figures(&self) -> Figures {
+        let state = self.0.state.borrow();
+        Figures {
+            usable: state.usable().is_some(),
+            loaded_at: state.loaded_at,
+            expires_at: state.loaded.as_ref().and_then(|loaded| loaded.credentials.expiry()),
+            successes: state.loads - state.failures,
+            failures: state.failures,
+        }
+    }
+
     async fn keep_fresh(&self, source: &AwsSource, load_timeout: Duration) {
         let mut failures = 0;
         loop {
@@ -234,6 +265,7 @@ impl Credentials {
                     }
                     state.rejected = false;
                     state.failure = None;
+                    state.loaded_at = Some(SystemTime::now());
                     let generation = state.loaded.as_ref().map_or(0, |loaded| loaded.generation);
                     if !same {
                         log_loaded(&credentials);
@@ -253,6 +285,7 @@ impl Credentials {
                     );
                     state.rejected = false;
                     state.failure = Some(failure);
+                    state.failures += 1;
                 }
             }
         });

@@ -30,6 +30,9 @@ pub struct ServeArgs {
     pub aws: AwsArgs,
     #[command(flatten)]
     #[expect(missing_docs, reason = "told by its type")]
+    pub observe: ObserveArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "told by its type")]
     pub log: LogArgs,
 }
 
@@ -46,7 +49,7 @@ pub struct ListenArgs {
         value_delimiter = ','
     )]
     pub listen: Vec<ListenAddress>,
-    /// Where to serve /livez, /readyz and gRPC health for probes, in plain text: ADDRESS:PORT
+    /// Where to serve /livez, /readyz, /metrics and gRPC health, in plain text: ADDRESS:PORT
     #[arg(
         long,
         env = "COGNITO_SIGNOUT_ADMIN_LISTEN",
@@ -148,6 +151,15 @@ impl AwsArgs {
     }
 }
 
+/// What can be seen from outside, beyond the logs.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Metrics")]
+pub struct ObserveArgs {
+    /// Tell calls apart by user pool in the metrics: one series for each pool and kind of end
+    #[arg(long, env = "COGNITO_SIGNOUT_METRICS_POOL_IDS")]
+    pub metrics_pool_ids: bool,
+}
+
 /// What is logged, and how.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Logs")]
@@ -176,7 +188,7 @@ impl ServeArgs {
 
     /// What no single flag can tell: combinations that cannot work, or that would be dangerous.
     pub fn validate(&self) -> Result<(), String> {
-        let Self { listen, time, limits: _, aws: _, log: _ } = self;
+        let Self { listen, time, limits: _, aws: _, observe: _, log: _ } = self;
         for address in &listen.listen {
             if let ListenAddress::Tcp(address) = address
                 && !address.ip().is_loopback()

@@ -1,14 +1,18 @@
-//! `/livez`, `/readyz` and gRPC health for probes, on one port and in plain text. Nothing secret or powerful is here.
+//! `/livez`, `/readyz`, `/metrics` and gRPC health for probes, on one port and in plain text. Nothing secret or powerful
+//! is here.
 
-use std::io;
+use std::{io, sync::Arc};
 
 use axum::{
-    http::{HeaderMap, StatusCode, header::CONTENT_TYPE},
+    http::{
+        HeaderMap, StatusCode,
+        header::{ACCEPT, CONTENT_TYPE},
+    },
     response::{IntoResponse as _, Response},
     routing::get,
 };
 use tokio::sync::watch;
-use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::Stream;
 use tonic::{
     Status,
     service::Routes,
@@ -16,11 +20,13 @@ use tonic::{
 };
 use tonic_health::{pb::health_server::HealthServer, server::HealthService};
 
-use super::listen::Io;
+use super::{counted::Counted, listen::Io};
+use crate::metrics::{Format, Metrics};
 
 /// Serves for as long as the process lives, draining included. `ready` is the health of the process.
 pub(super) async fn serve(
-    connections: ReceiverStream<io::Result<Io>>,
+    connections: impl Stream<Item = io::Result<Counted<Io>>>,
+    metrics: Arc<Metrics>,
     health: HealthServer<HealthService>,
     ready: watch::Receiver<bool>,
 ) -> Result<(), Error> {
@@ -33,9 +39,18 @@ pub(super) async fn serve(
         };
         async move { answer }
     };
+    let metrics = move |headers: HeaderMap| {
+        let accept = headers.get(ACCEPT).and_then(|value| value.to_str().ok());
+        let format = Format::accepted_by(accept);
+        let answer = ([(CONTENT_TYPE, format.content_type())], metrics.encode(format));
+        async move { answer }
+    };
     let router = std::mem::take(routes.axum_router_mut());
-    *routes.axum_router_mut() =
-        router.route("/livez", get(async || "alive\n")).route("/readyz", get(readyz)).fallback(unknown);
+    *routes.axum_router_mut() = router
+        .route("/livez", get(async || "alive\n"))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .fallback(unknown);
     Server::builder().accept_http1(true).add_routes(routes).serve_with_incoming(connections).await
 }
 
@@ -48,5 +63,6 @@ async fn unknown(headers: HeaderMap) -> Response {
             Status::unimplemented("only grpc.health.v1 is served here; sign-outs are on the API listener");
         return status.into_http();
     }
-    (StatusCode::NOT_FOUND, "there are /livez and /readyz here, and grpc.health.v1\n").into_response()
+    (StatusCode::NOT_FOUND, "there are /livez, /readyz and /metrics here, and grpc.health.v1\n")
+        .into_response()
 }

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use prometheus_client::metrics::counter::Counter;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
@@ -61,8 +62,8 @@ impl Listener {
         &self.address
     }
 
-    /// Hands over what is accepted, for as long as somebody takes it.
-    pub(super) async fn accept(self, accepted: mpsc::Sender<io::Result<Io>>) {
+    /// Hands over what is accepted, for as long as somebody takes it; counts what cannot be.
+    pub(super) async fn accept(self, accepted: mpsc::Sender<io::Result<Io>>, refused: Counter) {
         // Out of file descriptors, most likely: those in use have to be given back first.
         const PAUSE: Duration = Duration::from_millis(100);
 
@@ -82,6 +83,7 @@ impl Listener {
                     }
                 }
                 Err(error) => {
+                    refused.inc();
                     warn!(address = %self.address, %error, "a connection could not be accepted");
                     sleep(PAUSE).await;
                 }

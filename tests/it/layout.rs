@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fs, path::Path};
 
 /// Who may be used by whom: a module may use those of a lower rank, and its own.
-const RANKS: [(&str, u32); 16] = [
+const RANKS: [(&str, u32); 19] = [
     ("pattern", 0),
     ("pb", 0),
     ("shutdown", 0),
@@ -12,14 +12,17 @@ const RANKS: [(&str, u32); 16] = [
     ("config", 2),
     ("status", 2),
     ("deadline", 3),
-    ("telemetry", 4),
-    ("retry", 4),
-    ("quota", 4),
-    ("cognito", 4),
-    ("service", 4),
-    ("server", 5),
-    ("client", 6),
-    ("demo", 6),
+    ("metrics", 3),
+    ("record", 4),
+    ("attempts", 5),
+    ("telemetry", 6),
+    ("retry", 6),
+    ("quota", 6),
+    ("cognito", 6),
+    ("service", 6),
+    ("server", 7),
+    ("client", 8),
+    ("demo", 8),
 ];
 
 #[test]

@@ -19,5 +19,6 @@ mod docs;
 mod faults;
 mod health;
 mod layout;
+mod observe;
 mod properties;
 mod time;
