@@ -13,8 +13,8 @@ use clap::{Parser, Subcommand};
 
 pub use self::{
     client::{CheckArgs, ClientArgs, HealthArgs, Output, SignOutArgs},
-    serve::{AwsArgs, LimitArgs, ListenArgs, LogArgs, ObserveArgs, ServeArgs, TimeArgs},
-    value::{ListenAddress, LogFormat, LogLevel, PoolRegion},
+    serve::{AuditArgs, AwsArgs, LimitArgs, ListenArgs, LogArgs, ObserveArgs, ServeArgs, TimeArgs},
+    value::{AuditOnFailure, AuditSink, ListenAddress, LogFormat, LogLevel, PoolRegion},
 };
 
 /// The command line.

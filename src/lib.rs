@@ -19,12 +19,13 @@
 //! | [`status`] | a failure to a gRPC status with google.rpc details; the only place that knows gRPC codes |
 //! | [`deadline`] | when a call must have been answered, and that it is |
 //! | [`service`] | gRPC in and out |
-//! | [`record`] | what is left of a call: its log line and its metrics |
+//! | [`record`] | what is left of a call: its log line, its metrics, its audit event |
 //! | [`attempts`] | attempts and their waiting, seen: two `SignOut`s around a `SignOut` |
 //! | [`retry`] | attempts within the deadline: a `SignOut` around a `SignOut` |
 //! | [`quota`] | the limit in flight and its queue: another |
 //! | [`cognito`] | the adapter: one attempt by the SDK, its failure in our words; the only place that knows AWS |
 //! | [`server`] | bind everything, serve, drain; owns health and the admin listener |
+//! | [`audit`] | the audit log: one event for each sign-out asked for |
 //! | [`metrics`] | what is counted, and how it is told |
 //! | [`telemetry`] | logs |
 //! | [`shutdown`] | SIGTERM and SIGINT |
@@ -37,7 +38,7 @@
 //! To the right only; a test reads the `use` lines and holds it.
 //!
 //! ```text
-//! main -> client, demo -> server -> service, retry, quota, cognito, telemetry -> attempts -> record
+//! main -> client, demo -> server -> service, retry, quota, cognito, telemetry -> attempts -> record -> audit
 //!     -> metrics, deadline -> status, redact, config -> sign_out -> pattern
 //! ```
 //!
@@ -45,6 +46,7 @@
 //! all and use nothing.
 
 pub mod attempts;
+pub mod audit;
 pub mod client;
 pub mod cognito;
 pub mod config;

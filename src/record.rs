@@ -1,14 +1,22 @@
-//! What is left of a call: one log line, and the metrics that follow from it.
+//! What is left of a call: one log line, one event in the audit log, and what metrics tell.
 //!
 //! One guard does it all, also for a call that its caller abandons: then the future is dropped, and the guard with it.
 //! The username is in nothing that it leaves.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{TaskTracker, task_tracker::TaskTrackerToken},
+};
 use tracing::{error, info, warn};
 
 use crate::{
+    audit::{Audit, Event},
     metrics::{End, Metrics},
     sign_out::{Call, Cause, Fault, Outcome, SignOutError, SignedOut},
     status,
@@ -36,12 +44,32 @@ impl Method {
 /// Where records go.
 pub struct Recorder {
     metrics: Arc<Metrics>,
+    audit: Option<Arc<Audit>>,
+    open: TaskTracker,
+    cut_off: CancellationToken,
 }
 
 impl Recorder {
-    /// Records go to the log and into `metrics`.
-    pub fn new(metrics: Arc<Metrics>) -> Arc<Self> {
-        Arc::new(Self { metrics })
+    /// Records go to the log, into `metrics`, and into `audit` if there is one.
+    pub fn new(metrics: Arc<Metrics>, audit: Option<Arc<Audit>>) -> Arc<Self> {
+        Arc::new(Self { metrics, audit, open: TaskTracker::new(), cut_off: CancellationToken::new() })
+    }
+
+    /// The process ends: calls that are still under way are cut off, so that their end is recorded, and the audit log is
+    /// written to its end, if its sink takes it by the deadline or soon after.
+    pub async fn finish(&self, deadline: Instant) {
+        /// What is cut off ends at once, but for the audit log.
+        const SHORTEST: Duration = Duration::from_millis(200);
+
+        let deadline = deadline.max(Instant::now() + SHORTEST);
+        self.cut_off.cancel();
+        self.open.close();
+        if timeout_at(deadline, self.open.wait()).await.is_err() {
+            warn!(calls = self.open.len(), "calls have left no record");
+        }
+        if let Some(audit) = &self.audit {
+            audit.close(deadline).await;
+        }
     }
 
     /// Begins the record of a sign-out that was asked for then.
@@ -51,7 +79,9 @@ impl Recorder {
             recorder: self.clone(),
             method,
             arrived,
+            _open: self.open.token(),
             request_id: format!("{:016x}", fastrand::u64(..)),
+            caller: None,
             call: None,
             ended: false,
         }
@@ -63,19 +93,48 @@ pub struct Record {
     recorder: Arc<Recorder>,
     method: Method,
     arrived: Instant,
+    _open: TaskTrackerToken,
     request_id: String,
+    caller: Option<Arc<str>>,
     call: Option<Call>,
     ended: bool,
 }
 
 impl Record {
+    /// It is known who asks.
+    pub fn called_by(&mut self, caller: impl Into<Arc<str>>) {
+        self.caller = Some(caller.into());
+    }
+
+    /// Fails if there has to be a record of whatever is done, and none can be written now.
+    pub fn can_be_kept(&self) -> Result<(), SignOutError> {
+        match &self.recorder.audit {
+            Some(audit) if audit.refuses() => {
+                Err(SignOutError::new(Cause::AuditUnavailable).retry_after(Duration::from_secs(1)))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits for what comes of the call; SHUTTING_DOWN if the process ends first.
+    pub async fn until_cut_off(
+        &self,
+        answer: impl Future<Output = Result<SignedOut, SignOutError>>,
+    ) -> Result<SignedOut, SignOutError> {
+        let answer = self.recorder.cut_off.run_until_cancelled(answer).await;
+        answer.unwrap_or_else(|| {
+            Err(SignOutError::new(Cause::ShuttingDown).retry_after(Duration::from_millis(100)))
+        })
+    }
+
     /// The request has become a call: from now on what is recorded names its pool and its attempts.
     pub fn becomes(&mut self, call: &Call) {
         self.call = Some(call.clone());
     }
 
-    /// It has ended; the caller is told next.
-    pub fn end(mut self, answer: &Result<SignedOut, SignOutError>) {
+    /// It has ended, and the caller is told next. Where an audit record is demanded, this waits until it is written, or
+    /// that has failed; until `deadline` at the longest.
+    pub async fn end(mut self, answer: &Result<SignedOut, SignOutError>, deadline: Instant) {
         self.ended = true;
         let outcome = self.outcome();
         let end = match answer {
@@ -84,6 +143,47 @@ impl Record {
         };
         self.log(answer, end, outcome);
         self.count(end);
+        // What cannot be written is not tried: nothing was done, and the refusal is in the log and in the metrics.
+        if matches!(answer, Err(SignOutError { cause: Cause::AuditUnavailable, .. })) {
+            return;
+        }
+        let result = answer.as_ref();
+        let (region, aws_request_id, aws_error_code) = match result {
+            Ok(signed_out) => (Some(&signed_out.region), &signed_out.aws_request_id, &None),
+            Err(error) => (error.aws.region.as_ref(), &error.aws.request_id, &error.aws.error_code),
+        };
+        if let Some(audit) = &self.recorder.audit {
+            let event = Event {
+                outcome: if result.is_ok() { "signed_out" } else { outcome.as_str() },
+                aws_request_id: aws_request_id.as_deref(),
+                aws_error_code: aws_error_code.as_deref(),
+                region: region.map(|region| region.as_str()),
+                ..self.event(end)
+            };
+            audit.record(&event, deadline).await;
+        }
+    }
+
+    /// The event of the audit log, as far as it is known here.
+    fn event(&self, end: End) -> Event<'_> {
+        Event {
+            time: SystemTime::now(),
+            request_id: &self.request_id,
+            method: self.method.as_str(),
+            caller: self.caller.as_deref(),
+            user_pool_id: self.user_pool_id(),
+            username: self.call.as_ref().map(|call| &call.user.name),
+            outcome: self.outcome().as_str(),
+            code: end.code,
+            reason: end.reason,
+            fault: end.fault,
+            aws_request_id: None,
+            aws_error_code: None,
+            region: None,
+            attempts: self.attempts(),
+            duration: self.arrived.elapsed(),
+            trace_id: None,
+        }
     }
 
     fn count(&self, end: End) {
@@ -94,6 +194,7 @@ impl Record {
     fn log(&self, answer: &Result<SignedOut, SignOutError>, end: End, outcome: Outcome) {
         let request_id = &self.request_id;
         let method = self.method.as_str();
+        let caller = self.caller.as_deref();
         let user_pool_id = self.user_pool_id();
         let attempts = self.attempts();
         let duration_ms = self.duration_ms();
@@ -102,6 +203,7 @@ impl Record {
                 info!(
                     request_id,
                     method,
+                    caller,
                     user_pool_id,
                     region = signed_out.region.as_str(),
                     aws_request_id = signed_out.aws_request_id,
@@ -122,6 +224,7 @@ impl Record {
                 $level!(
                     request_id,
                     method,
+                    caller,
                     user_pool_id,
                     region = error.aws.region.as_ref().map(|region| region.as_str()),
                     code,
@@ -171,6 +274,7 @@ impl Drop for Record {
         info!(
             request_id = self.request_id,
             method = self.method.as_str(),
+            caller = self.caller.as_deref(),
             user_pool_id = self.user_pool_id(),
             code = End::CANCELLED.code,
             outcome = self.outcome().as_str(),
@@ -179,6 +283,10 @@ impl Drop for Record {
             "the caller went away"
         );
         self.count(End::CANCELLED);
+        // There is nobody to answer, so nothing to wait for.
+        if let Some(audit) = &self.recorder.audit {
+            drop(audit.record(&self.event(End::CANCELLED), self.arrived));
+        }
     }
 }
 

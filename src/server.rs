@@ -27,6 +27,7 @@ use tracing::{info, warn};
 use self::{counted::Counted, health::Health, listen::Listener};
 use crate::{
     attempts::{Attempted, Queued},
+    audit::{Audit, AuditError},
     cognito::{AwsSource, Cognito, Credentials},
     config::{LimitArgs, ListenAddress, ServeArgs},
     deadline::Deadlines,
@@ -52,6 +53,7 @@ pub struct Sidecar {
     source: Arc<AwsSource>,
     listeners: Vec<Listener>,
     admin: Listener,
+    audit: Option<Arc<Audit>>,
 }
 
 /// Why the sidecar cannot start, in a line that says what to do.
@@ -70,6 +72,9 @@ pub enum StartError {
         /// Why not.
         source: io::Error,
     },
+    /// The audit log.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
 }
 
 /// Why the sidecar ended although nobody asked it to.
@@ -110,7 +115,8 @@ impl Sidecar {
             listeners.push(bind(address, "--listen").await?);
         }
         let admin = bind(&ListenAddress::Tcp(args.listen.admin_listen), "--admin-listen").await?;
-        Ok(Self { args, source, listeners, admin })
+        let audit = Audit::open(&args.audit)?.map(Arc::new);
+        Ok(Self { args, source, listeners, admin, audit })
     }
 
     /// Where gRPC is served, with the ports that were taken.
@@ -128,7 +134,7 @@ impl Sidecar {
 
     /// Serves until a stop is asked for and what was under way is done.
     pub async fn run(self, stop: Stop) -> Result<(), RunError> {
-        let ServeArgs { listen, time, limits, aws, observe, log: _ } = self.args;
+        let ServeArgs { listen, time, limits, aws, observe, audit: _, log: _ } = self.args;
         for address in self.listeners.iter().map(Listener::address) {
             info!(address = %address, version = env!("CARGO_PKG_VERSION"), "serving gRPC");
             if let ListenAddress::Tcp(address) = address
@@ -154,8 +160,11 @@ impl Sidecar {
         let attempted = Attempted::new(cognito, metrics.clone());
         let queued = Queued::new(Bounded::new(attempted, gate.clone()), metrics.clone());
         let chain = Retrying::new(queued, time.max_attempts);
-        let recorder = Recorder::new(metrics.clone());
-        let service = Service::new(Desk::new(chain, watcher, recorder, time.call_timeout));
+        if let Some(audit) = &self.audit {
+            begin_audit(audit, &metrics, &mut tasks);
+        }
+        let recorder = Recorder::new(metrics.clone(), self.audit.clone());
+        let service = Service::new(Desk::new(chain, watcher, recorder.clone(), time.call_timeout));
 
         let mut routes = RoutesBuilder::default();
         routes.add_service(api_health);
@@ -231,8 +240,19 @@ impl Sidecar {
             },
             () = stop.at_once() => warn!("stopped at once: a stop was asked for twice"),
         }
+        recorder.finish(deadline).await;
         Ok(())
     }
+}
+
+fn begin_audit(audit: &Arc<Audit>, metrics: &Arc<Metrics>, tasks: &mut Tasks) {
+    audit.count_in(metrics);
+    match audit.key_id() {
+        Some(key_id) => info!(key_id, "audit: usernames are told by their keyed hash"),
+        None => warn!("audit: users are not told, for there is no --audit-key-file"),
+    }
+    let (audit, metrics) = (audit.clone(), metrics.clone());
+    tasks.spawn("the keeper of the audit key", async move { audit.keep_key(&metrics).await });
 }
 
 /// Metrics of what others keep.

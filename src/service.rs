@@ -56,16 +56,22 @@ impl<S: SignOut, O: Observer> Desk<S, O> {
         deadline: Instant,
     ) -> Result<AdminUserGlobalSignOutResponse, Status> {
         let mut record = self.recorder.begin(method, arrived);
+        if let Err(error) = record.can_be_kept() {
+            return Err(self.refuse(record, error, deadline).await);
+        }
         let user = match User::parse(&message.user_pool_id, &message.username) {
             Ok(user) => user,
-            Err(violations) => return Err(self.refuse(record, violations.into())),
+            Err(violations) => return Err(self.refuse(record, violations.into(), deadline).await),
         };
 
         let call = Call::new(user, deadline);
         record.becomes(&call);
-        let answer = timeout_at(call.deadline, self.sign_out.sign_out(&call)).await;
-        let answer = answer.unwrap_or_else(|_elapsed| Err(SignOutError::new(Cause::DeadlineExceeded)));
-        record.end(&answer);
+        let answer = record.until_cut_off(async {
+            let answer = timeout_at(call.deadline, self.sign_out.sign_out(&call)).await;
+            answer.unwrap_or_else(|_elapsed| Err(SignOutError::new(Cause::DeadlineExceeded)))
+        });
+        let answer = answer.await;
+        record.end(&answer, deadline).await;
         self.observer.answered(answer.as_ref().err().map(|error| &error.cause));
         match answer {
             Ok(signed_out) => Ok(signed_out.into()),
@@ -74,10 +80,10 @@ impl<S: SignOut, O: Observer> Desk<S, O> {
     }
 
     /// The answer to a request that does not become a call.
-    fn refuse(&self, record: Record, error: SignOutError) -> Status {
+    async fn refuse(&self, record: Record, error: SignOutError, deadline: Instant) -> Status {
         self.observer.answered(Some(&error.cause));
         let status = status::of_refusal(&error);
-        record.end(&Err(error));
+        record.end(&Err(error), deadline).await;
         status
     }
 }

@@ -436,6 +436,9 @@ pub enum Cause {
     /// The process is on its way out.
     #[error("the sidecar is shutting down")]
     ShuttingDown,
+    /// An audit record is demanded and cannot be written.
+    #[error("the audit log cannot be written")]
+    AuditUnavailable,
     /// A bug.
     #[error("a bug in the sidecar")]
     SidecarInternalError,
@@ -489,7 +492,8 @@ impl Cause {
             Self::DeadlineExceeded => Some(Self::UnexpectedResponse),
             Self::UnexpectedResponse => Some(Self::Overloaded),
             Self::Overloaded => Some(Self::ShuttingDown),
-            Self::ShuttingDown => Some(Self::SidecarInternalError),
+            Self::ShuttingDown => Some(Self::AuditUnavailable),
+            Self::AuditUnavailable => Some(Self::SidecarInternalError),
             Self::SidecarInternalError => None,
         })
     }
@@ -523,6 +527,7 @@ impl Cause {
             | Self::SidecarMisconfigured
             | Self::Overloaded
             | Self::ShuttingDown
+            | Self::AuditUnavailable
             | Self::SidecarInternalError => Fault::Sidecar,
         }
     }
@@ -538,7 +543,8 @@ impl Cause {
             | Self::SidecarCredentialsUnavailable
             | Self::DeadlineExceeded
             | Self::Overloaded
-            | Self::ShuttingDown => true,
+            | Self::ShuttingDown
+            | Self::AuditUnavailable => true,
             Self::InvalidRequest(_)
             | Self::InvalidParameter
             | Self::UserNotFound

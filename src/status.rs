@@ -42,6 +42,7 @@ pub fn code_and_reason(cause: &Cause) -> (Code, &'static str) {
         Cause::UnexpectedResponse => (Code::Internal, "UNEXPECTED_RESPONSE"),
         Cause::Overloaded => (Code::ResourceExhausted, "OVERLOADED"),
         Cause::ShuttingDown => (Code::Unavailable, "SHUTTING_DOWN"),
+        Cause::AuditUnavailable => (Code::Unavailable, "AUDIT_UNAVAILABLE"),
         Cause::SidecarInternalError => (Code::Internal, "SIDECAR_INTERNAL_ERROR"),
     }
 }
@@ -170,6 +171,7 @@ fn add_details_of(cause: &Cause, pool: &str, region: &str, details: &mut ErrorDe
         | Cause::UnexpectedResponse
         | Cause::Overloaded
         | Cause::ShuttingDown
+        | Cause::AuditUnavailable
         | Cause::SidecarInternalError => {}
     }
 }
@@ -247,6 +249,9 @@ fn message(error: &SignOutError, pool: Option<&str>) -> String {
         ),
         Cause::Overloaded => "too many calls are waiting in the sidecar; try again after the delay in RetryInfo".to_owned(),
         Cause::ShuttingDown => "the sidecar is shutting down; try again elsewhere or later".to_owned(),
+        Cause::AuditUnavailable => "the sidecar must record every sign-out and cannot write its audit log; its operator \
+                                    must see to it, try again later"
+            .to_owned(),
         Cause::SidecarInternalError => "the sidecar has a bug; its log tells more".to_owned(),
     }
 }

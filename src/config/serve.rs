@@ -1,12 +1,14 @@
 //! The flags of `serve`.
 
-use std::{env, net::SocketAddr, time::Duration};
+use std::{env, net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::Args;
 #[cfg(feature = "demo")]
 use clap::Parser;
 
-use super::value::{ListenAddress, LogFormat, LogLevel, PoolRegion, duration, positive};
+use super::value::{
+    AuditOnFailure, AuditSink, ListenAddress, LogFormat, LogLevel, PoolRegion, duration, positive,
+};
 
 /// `serve`.
 #[derive(Debug, Args)]
@@ -31,6 +33,9 @@ pub struct ServeArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "told by its type")]
     pub observe: ObserveArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "told by its type")]
+    pub audit: AuditArgs,
     #[command(flatten)]
     #[expect(missing_docs, reason = "told by its type")]
     pub log: LogArgs,
@@ -160,6 +165,22 @@ pub struct ObserveArgs {
     pub metrics_pool_ids: bool,
 }
 
+/// What is recorded of each sign-out asked for.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Audit")]
+pub struct AuditArgs {
+    /// Where the audit log goes, one JSON object a line for each sign-out asked for: stdout, a FILE, or off
+    #[arg(long, env = "COGNITO_SIGNOUT_AUDIT", value_name = "SINK", default_value = "off")]
+    pub audit: AuditSink,
+    /// File with the key, 32 bytes or more, that usernames in the audit log are hashed with; read anew when it changes.
+    /// Without it the audit log does not tell users
+    #[arg(long, env = "COGNITO_SIGNOUT_AUDIT_KEY_FILE", value_name = "FILE")]
+    pub audit_key_file: Option<PathBuf>,
+    /// While the audit log cannot be written: sign users out all the same (open), or refuse new calls (closed)
+    #[arg(long, env = "COGNITO_SIGNOUT_AUDIT_ON_FAILURE", value_name = "HOW", default_value = "open")]
+    pub audit_on_failure: AuditOnFailure,
+}
+
 /// What is logged, and how.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Logs")]
@@ -188,7 +209,7 @@ impl ServeArgs {
 
     /// What no single flag can tell: combinations that cannot work, or that would be dangerous.
     pub fn validate(&self) -> Result<(), String> {
-        let Self { listen, time, limits: _, aws: _, observe: _, log: _ } = self;
+        let Self { listen, time, limits: _, aws: _, observe: _, audit: _, log: _ } = self;
         for address in &listen.listen {
             if let ListenAddress::Tcp(address) = address
                 && !address.ip().is_loopback()

@@ -61,6 +61,49 @@ impl FromStr for PoolRegion {
     }
 }
 
+/// Where the audit log goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AuditSink {
+    /// Nowhere: there is none.
+    Off,
+    /// Standard output.
+    Stdout,
+    /// A file, which is appended to.
+    File(PathBuf),
+}
+
+impl FromStr for AuditSink {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "" => Err("write stdout, off, or the path of a file".to_owned()),
+            "off" => Ok(Self::Off),
+            "stdout" => Ok(Self::Stdout),
+            path => Ok(Self::File(path.into())),
+        }
+    }
+}
+
+impl fmt::Display for AuditSink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Off => f.write_str("off"),
+            Self::Stdout => f.write_str("stdout"),
+            Self::File(path) => path.display().fmt(f),
+        }
+    }
+}
+
+/// What follows when the audit log cannot be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum AuditOnFailure {
+    /// Users are signed out all the same; a metric tells.
+    Open,
+    /// New calls are refused until it can be written.
+    Closed,
+}
+
 /// Format of the logs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {

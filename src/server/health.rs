@@ -152,6 +152,7 @@ impl Observer for Watcher {
                 | Cause::DeadlineExceeded
                 | Cause::Overloaded
                 | Cause::ShuttingDown
+                | Cause::AuditUnavailable
                 | Cause::SidecarInternalError,
             ) => {}
             _ => self.0.in_a_row.store(0, Ordering::Relaxed),

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fs, path::Path};
 
 /// Who may be used by whom: a module may use those of a lower rank, and its own.
-const RANKS: [(&str, u32); 19] = [
+const RANKS: [(&str, u32); 20] = [
     ("pattern", 0),
     ("pb", 0),
     ("shutdown", 0),
@@ -13,16 +13,17 @@ const RANKS: [(&str, u32); 19] = [
     ("status", 2),
     ("deadline", 3),
     ("metrics", 3),
-    ("record", 4),
-    ("attempts", 5),
-    ("telemetry", 6),
-    ("retry", 6),
-    ("quota", 6),
-    ("cognito", 6),
-    ("service", 6),
-    ("server", 7),
-    ("client", 8),
-    ("demo", 8),
+    ("audit", 4),
+    ("record", 5),
+    ("attempts", 6),
+    ("telemetry", 7),
+    ("retry", 7),
+    ("quota", 7),
+    ("cognito", 7),
+    ("service", 7),
+    ("server", 8),
+    ("client", 9),
+    ("demo", 9),
 ];
 
 #[test]

@@ -10,6 +10,7 @@ mod proxy_checks;
 mod scripted;
 mod scripted_checks;
 
+mod audit;
 mod aws;
 mod calls;
 mod check;
