@@ -7,25 +7,28 @@ use tokio::time::Instant;
 use crate::{
     metrics::{End, Metrics},
     record::end_of,
-    sign_out::{Call, SignOut, SignOutError, SignedOut},
+    sign_out::{AwsAnswer, Call, SignOut, SignOutError, SignedOut},
+    traces::{AttemptSpan, Traces},
 };
 
 /// Goes around whatever makes an attempt wait for its turn.
 pub struct Queued<S> {
     inner: S,
     metrics: Arc<Metrics>,
+    traces: Option<Arc<Traces>>,
 }
 
 impl<S: SignOut> Queued<S> {
     /// Sees how long `inner` makes attempts wait, until [`Attempted`] below it is reached.
-    pub fn new(inner: S, metrics: Arc<Metrics>) -> Self {
-        Self { inner, metrics }
+    pub fn new(inner: S, metrics: Arc<Metrics>, traces: Option<Arc<Traces>>) -> Self {
+        Self { inner, metrics, traces }
     }
 }
 
 impl<S: SignOut> SignOut for Queued<S> {
     async fn sign_out(&self, call: &Call) -> Result<SignedOut, SignOutError> {
-        call.note_waiting();
+        let span = self.traces.as_ref().zip(call.span.as_ref()).map(|(traces, span)| traces.wait(span));
+        call.note_waiting(span);
         self.metrics.wait_begun();
         let _waiting = Waiting { call, metrics: &self.metrics };
         self.inner.sign_out(call).await
@@ -44,8 +47,9 @@ impl Drop for Waiting<'_> {
     }
 }
 
+/// A span ends with its value.
 fn end_wait(call: &Call, metrics: &Metrics) {
-    if let Some(since) = call.note_turn() {
+    if let Some((since, _span)) = call.note_turn() {
         metrics.wait_ended(since.elapsed());
     }
 }
@@ -54,19 +58,20 @@ fn end_wait(call: &Call, metrics: &Metrics) {
 pub struct Attempted<S> {
     inner: S,
     metrics: Arc<Metrics>,
+    traces: Option<Arc<Traces>>,
 }
 
 impl<S: SignOut> Attempted<S> {
     /// Sees the attempts that `inner` makes.
-    pub fn new(inner: S, metrics: Arc<Metrics>) -> Self {
-        Self { inner, metrics }
+    pub fn new(inner: S, metrics: Arc<Metrics>, traces: Option<Arc<Traces>>) -> Self {
+        Self { inner, metrics, traces }
     }
 }
 
 impl<S: SignOut> SignOut for Attempted<S> {
     async fn sign_out(&self, call: &Call) -> Result<SignedOut, SignOutError> {
         end_wait(call, &self.metrics);
-        let attempt = Attempt::begin(call, &self.metrics);
+        let attempt = Attempt::begin(call, &self.metrics, self.traces.as_deref());
         let result = self.inner.sign_out(call).await;
         attempt.end(&result);
         result
@@ -77,29 +82,40 @@ impl<S: SignOut> SignOut for Attempted<S> {
 struct Attempt<'a> {
     call: &'a Call,
     metrics: &'a Metrics,
+    span: Option<AttemptSpan>,
     begun: Instant,
     ended: bool,
 }
 
 impl<'a> Attempt<'a> {
-    fn begin(call: &'a Call, metrics: &'a Metrics) -> Self {
-        metrics.attempt_begun(call.attempts() > 0);
-        Self { call, metrics, begun: Instant::now(), ended: false }
+    fn begin(call: &'a Call, metrics: &'a Metrics, traces: Option<&Traces>) -> Self {
+        let made = call.attempts();
+        metrics.attempt_begun(made > 0);
+        let span = traces.zip(call.span.as_ref()).map(|(traces, span)| traces.attempt(span, made + 1));
+        Self { call, metrics, span, begun: Instant::now(), ended: false }
     }
 
     fn end(mut self, result: &Result<SignedOut, SignOutError>) {
         self.ended = true;
         match result {
-            Ok(signed_out) => self.count(signed_out.region.as_str(), End::OK),
+            Ok(signed_out) => {
+                let id = signed_out.aws_request_id.as_deref();
+                self.record(signed_out.region.as_str(), End::OK, id, Some(200));
+            }
             Err(error) => {
-                let region = error.aws.region.as_ref().map_or("", |region| region.as_str());
-                self.count(region, end_of(error, self.call.outcome()));
+                let AwsAnswer { region, request_id, http_status, .. } = &*error.aws;
+                let region = region.as_ref().map_or("", |region| region.as_str());
+                let end = end_of(error, self.call.outcome());
+                self.record(region, end, request_id.as_deref(), *http_status);
             }
         }
     }
 
-    fn count(&self, region: &str, end: End) {
+    fn record(&mut self, region: &str, end: End, aws_request_id: Option<&str>, http_status: Option<u16>) {
         self.metrics.attempt_ended(region, end, self.begun.elapsed());
+        if let Some(span) = &mut self.span {
+            span.end(end, region, aws_request_id, http_status);
+        }
     }
 }
 
@@ -108,7 +124,7 @@ impl Drop for Attempt<'_> {
         if !self.ended {
             // Which region would have been asked is known below; the pool's own is as good as always the same.
             let region = self.call.user.pool.region();
-            self.count(region.as_ref().map_or("", |region| region.as_str()), End::CANCELLED);
+            self.record(region.as_ref().map_or("", |region| region.as_str()), End::abandoned(), None, None);
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Every flag and environment variable, typed. Nothing else reads the environment, but the AWS SDK its own variables.
+//! Every flag and environment variable, typed. Nothing else reads the environment, but the AWS SDK and OpenTelemetry's
+//! their own variables.
 
 mod client;
 mod serve;
@@ -13,7 +14,9 @@ use clap::{Parser, Subcommand};
 
 pub use self::{
     client::{CheckArgs, ClientArgs, HealthArgs, Output, SignOutArgs},
-    serve::{AuditArgs, AwsArgs, LimitArgs, ListenArgs, LogArgs, ObserveArgs, ServeArgs, TimeArgs},
+    serve::{
+        AuditArgs, AwsArgs, LimitArgs, ListenArgs, LogArgs, ObserveArgs, ServeArgs, TimeArgs, TracesAsked,
+    },
     value::{AuditOnFailure, AuditSink, ListenAddress, LogFormat, LogLevel, PoolRegion},
 };
 

@@ -19,7 +19,7 @@
 //! | [`status`] | a failure to a gRPC status with google.rpc details; the only place that knows gRPC codes |
 //! | [`deadline`] | when a call must have been answered, and that it is |
 //! | [`service`] | gRPC in and out |
-//! | [`record`] | what is left of a call: its log line, its metrics, its audit event |
+//! | [`record`] | what is left of a call: its log line, its metrics, its audit event, its span |
 //! | [`attempts`] | attempts and their waiting, seen: two `SignOut`s around a `SignOut` |
 //! | [`retry`] | attempts within the deadline: a `SignOut` around a `SignOut` |
 //! | [`quota`] | the limit in flight and its queue: another |
@@ -28,6 +28,7 @@
 //! | [`audit`] | the audit log: one event for each sign-out asked for |
 //! | [`metrics`] | what is counted, and how it is told |
 //! | [`telemetry`] | logs |
+//! | [`traces`] | the caller's trace context, spans, OTLP |
 //! | [`shutdown`] | SIGTERM and SIGINT |
 //! | [`client`] | the commands that are clients: `sign-out`, `health`; and `check` |
 //! | `demo` | the commands `demo` and `emulate`, with the embedded Cognito (feature `demo`) |
@@ -38,7 +39,7 @@
 //! To the right only; a test reads the `use` lines and holds it.
 //!
 //! ```text
-//! main -> client, demo -> server -> service, retry, quota, cognito, telemetry -> attempts -> record -> audit
+//! main -> client, demo -> server -> service, retry, quota, cognito, telemetry -> attempts -> record -> audit, traces
 //!     -> metrics, deadline -> status, redact, config -> sign_out -> pattern
 //! ```
 //!
@@ -65,6 +66,7 @@ pub mod shutdown;
 pub mod sign_out;
 pub mod status;
 pub mod telemetry;
+pub mod traces;
 
 /// The code generated from `proto/cognito/signout/v1/sign_out.proto`.
 pub mod pb {

@@ -1,4 +1,4 @@
-//! What is left of a call: one log line, one event in the audit log, and what metrics tell.
+//! What is left of a call: one log line, one event in the audit log, one span, and what metrics tell.
 //!
 //! One guard does it all, also for a call that its caller abandons: then the future is dropped, and the guard with it.
 //! The username is in nothing that it leaves.
@@ -8,11 +8,13 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use opentelemetry::trace::SpanContext;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::{
     sync::CancellationToken,
     task::{TaskTracker, task_tracker::TaskTrackerToken},
 };
+use tonic::metadata::MetadataMap;
 use tracing::{error, info, warn};
 
 use crate::{
@@ -20,6 +22,7 @@ use crate::{
     metrics::{End, Metrics},
     sign_out::{Call, Cause, Fault, Outcome, SignOutError, SignedOut},
     status,
+    traces::{self, CallSpan, Traces},
 };
 
 /// How a sign-out was asked for.
@@ -41,22 +44,41 @@ impl Method {
     }
 }
 
+/// A sign-out was asked for.
+#[derive(Debug, Clone)]
+pub struct Arrival {
+    /// How.
+    pub method: Method,
+    /// When.
+    pub at: Instant,
+    /// As a part of which trace.
+    pub parent: Option<SpanContext>,
+}
+
+impl Arrival {
+    /// It was asked for then, by a call with such metadata.
+    pub fn of(method: Method, at: Instant, metadata: &MetadataMap) -> Self {
+        Self { method, at, parent: traces::parent(metadata) }
+    }
+}
+
 /// Where records go.
 pub struct Recorder {
     metrics: Arc<Metrics>,
     audit: Option<Arc<Audit>>,
+    traces: Option<Arc<Traces>>,
     open: TaskTracker,
     cut_off: CancellationToken,
 }
 
 impl Recorder {
-    /// Records go to the log, into `metrics`, and into `audit` if there is one.
-    pub fn new(metrics: Arc<Metrics>, audit: Option<Arc<Audit>>) -> Arc<Self> {
-        Arc::new(Self { metrics, audit, open: TaskTracker::new(), cut_off: CancellationToken::new() })
+    /// Records go to the log, into `metrics`, and to `audit` and `traces` if there are any.
+    pub fn new(metrics: Arc<Metrics>, audit: Option<Arc<Audit>>, traces: Option<Arc<Traces>>) -> Arc<Self> {
+        Arc::new(Self { metrics, audit, traces, open: TaskTracker::new(), cut_off: CancellationToken::new() })
     }
 
     /// The process ends: calls that are still under way are cut off, so that their end is recorded, and the audit log is
-    /// written to its end, if its sink takes it by the deadline or soon after.
+    /// written to its end and the last spans exported, if they are taken by the deadline or soon after.
     pub async fn finish(&self, deadline: Instant) {
         /// What is cut off ends at once, but for the audit log.
         const SHORTEST: Duration = Duration::from_millis(200);
@@ -70,20 +92,29 @@ impl Recorder {
         if let Some(audit) = &self.audit {
             audit.close(deadline).await;
         }
+        if let Some(traces) = &self.traces {
+            traces.finish(deadline).await;
+        }
     }
 
-    /// Begins the record of a sign-out that was asked for then.
-    pub fn begin(self: &Arc<Self>, method: Method, arrived: Instant) -> Record {
+    /// Begins the record of a sign-out.
+    pub fn begin(self: &Arc<Self>, arrival: Arrival) -> Record {
+        let Arrival { method, at, parent } = arrival;
         self.metrics.call_begun(method.as_str());
+        let span = self.traces.as_ref().map(|traces| traces.call(method.as_str(), parent.as_ref()));
+        // Without traces of our own, the caller's can still be followed through our log.
+        let trace = span.as_ref().map(CallSpan::context).or(parent.as_ref());
         Record {
             recorder: self.clone(),
             method,
-            arrived,
-            _open: self.open.token(),
+            arrived: at,
             request_id: format!("{:016x}", fastrand::u64(..)),
+            trace_id: trace.map(|trace| trace.trace_id().to_string()),
+            span,
             caller: None,
             call: None,
             ended: false,
+            _open: self.open.token(),
         }
     }
 }
@@ -93,11 +124,13 @@ pub struct Record {
     recorder: Arc<Recorder>,
     method: Method,
     arrived: Instant,
-    _open: TaskTrackerToken,
     request_id: String,
+    trace_id: Option<String>,
+    span: Option<CallSpan>,
     caller: Option<Arc<str>>,
     call: Option<Call>,
     ended: bool,
+    _open: TaskTrackerToken,
 }
 
 impl Record {
@@ -127,9 +160,12 @@ impl Record {
         })
     }
 
-    /// The request has become a call: from now on what is recorded names its pool and its attempts.
-    pub fn becomes(&mut self, call: &Call) {
+    /// The request has become a call: from now on what is recorded names its pool and its attempts, and what is done for it
+    /// belongs to its span.
+    pub fn becomes(&mut self, call: Call) -> Call {
+        let call = call.within(self.span.as_ref().map(|span| span.context().clone()));
         self.call = Some(call.clone());
+        call
     }
 
     /// It has ended, and the caller is told next. Where an audit record is demanded, this waits until it is written, or
@@ -141,8 +177,10 @@ impl Record {
             Ok(_) => End::OK,
             Err(error) => end_of(error, outcome),
         };
+        let outcome = if answer.is_ok() { "signed_out" } else { outcome.as_str() };
         self.log(answer, end, outcome);
         self.count(end);
+        self.end_span(end, outcome);
         // What cannot be written is not tried: nothing was done, and the refusal is in the log and in the metrics.
         if matches!(answer, Err(SignOutError { cause: Cause::AuditUnavailable, .. })) {
             return;
@@ -154,7 +192,7 @@ impl Record {
         };
         if let Some(audit) = &self.recorder.audit {
             let event = Event {
-                outcome: if result.is_ok() { "signed_out" } else { outcome.as_str() },
+                outcome,
                 aws_request_id: aws_request_id.as_deref(),
                 aws_error_code: aws_error_code.as_deref(),
                 region: region.map(|region| region.as_str()),
@@ -182,7 +220,16 @@ impl Record {
             region: None,
             attempts: self.attempts(),
             duration: self.arrived.elapsed(),
-            trace_id: None,
+            trace_id: self.trace_id.as_deref(),
+        }
+    }
+
+    fn end_span(&mut self, end: End, outcome: &'static str) {
+        let attempts = self.attempts();
+        let Self { span, request_id, call, .. } = self;
+        if let Some(span) = span {
+            let pool = call.as_ref().map(|call| call.user.pool.as_str());
+            span.end(end, outcome, attempts, request_id, pool);
         }
     }
 
@@ -191,8 +238,9 @@ impl Record {
         self.recorder.metrics.call_ended(self.method.as_str(), pool, end, self.arrived.elapsed());
     }
 
-    fn log(&self, answer: &Result<SignedOut, SignOutError>, end: End, outcome: Outcome) {
+    fn log(&self, answer: &Result<SignedOut, SignOutError>, end: End, outcome: &'static str) {
         let request_id = &self.request_id;
+        let trace_id = &self.trace_id;
         let method = self.method.as_str();
         let caller = self.caller.as_deref();
         let user_pool_id = self.user_pool_id();
@@ -202,6 +250,7 @@ impl Record {
             Ok(signed_out) => {
                 info!(
                     request_id,
+                    trace_id,
                     method,
                     caller,
                     user_pool_id,
@@ -218,11 +267,13 @@ impl Record {
         };
         let End { code, reason, fault } = end;
         let causes = error.source.as_ref().map(tracing::field::display);
+        let told = told(error);
         // A level is a constant of its line: the caller's own faults are nobody's alarm.
         macro_rules! log {
             ($level:ident) => {
                 $level!(
                     request_id,
+                    trace_id,
                     method,
                     caller,
                     user_pool_id,
@@ -230,18 +281,18 @@ impl Record {
                     code,
                     reason,
                     fault,
-                    outcome = outcome.as_str(),
+                    outcome,
                     aws_request_id = error.aws.request_id,
                     aws_error_code = error.aws.error_code,
                     http_status = error.aws.http_status,
                     attempts,
                     duration_ms,
                     causes,
-                    "not signed out: {error}"
+                    "not signed out: {told}"
                 )
             };
         }
-        match (error.fault(outcome), &error.cause) {
+        match (error.fault(self.outcome()), &error.cause) {
             (_, Cause::SidecarInternalError) => log!(error),
             (Fault::Caller, _) => log!(info),
             (Fault::Sidecar | Fault::Aws, _) => log!(warn),
@@ -271,22 +322,43 @@ impl Drop for Record {
         if self.ended {
             return;
         }
+        let end = End::abandoned();
+        let what = if end == End::CANCELLED {
+            "the caller went away"
+        } else {
+            "not signed out: a bug in the sidecar"
+        };
+        let outcome = self.outcome().as_str();
         info!(
             request_id = self.request_id,
+            trace_id = self.trace_id,
             method = self.method.as_str(),
             caller = self.caller.as_deref(),
             user_pool_id = self.user_pool_id(),
-            code = End::CANCELLED.code,
-            outcome = self.outcome().as_str(),
+            code = end.code,
+            outcome,
             attempts = self.attempts(),
             duration_ms = self.duration_ms(),
-            "the caller went away"
+            "{what}"
         );
-        self.count(End::CANCELLED);
+        self.count(end);
+        self.end_span(end, outcome);
         // There is nobody to answer, so nothing to wait for.
         if let Some(audit) = &self.recorder.audit {
-            drop(audit.record(&self.event(End::CANCELLED), self.arrived));
+            drop(audit.record(&self.event(end), self.arrived));
         }
+    }
+}
+
+/// The failure in words for the log: for a malformed request, what is wrong with it, which never repeats a value.
+fn told(error: &SignOutError) -> String {
+    match &error.cause {
+        Cause::InvalidRequest(violations) => {
+            let fields: Vec<_> =
+                violations.iter().map(|v| format!("{} {}", v.field, v.description)).collect();
+            format!("{error}: {}", fields.join("; "))
+        }
+        _ => error.to_string(),
     }
 }
 

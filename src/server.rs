@@ -29,7 +29,7 @@ use crate::{
     attempts::{Attempted, Queued},
     audit::{Audit, AuditError},
     cognito::{AwsSource, Cognito, Credentials},
-    config::{LimitArgs, ListenAddress, ServeArgs},
+    config::{LimitArgs, ListenAddress, ServeArgs, TracesAsked},
     deadline::Deadlines,
     metrics::{Kind, Metrics},
     pb::{self, sign_out_service_server::SignOutServiceServer},
@@ -38,6 +38,7 @@ use crate::{
     retry::Retrying,
     service::{Desk, Service},
     shutdown::Stop,
+    traces::Traces,
 };
 
 /// A request is two short strings; tonic's own limit of 4 MiB would be an invitation. This much still lets a far too
@@ -157,13 +158,15 @@ impl Sidecar {
         watch(&metrics, &credentials, &health, &limits);
         let gate = Gate::new(limits.max_in_flight as usize, limits.max_waiting as usize);
         let cognito = Cognito::new(self.source, aws, credentials);
-        let attempted = Attempted::new(cognito, metrics.clone());
-        let queued = Queued::new(Bounded::new(attempted, gate.clone()), metrics.clone());
+        let traces = Traces::start(TracesAsked::by_environment(), &metrics);
+        let attempted = Attempted::new(cognito, metrics.clone(), traces.clone());
+        let bounded = Bounded::new(attempted, gate.clone());
+        let queued = Queued::new(bounded, metrics.clone(), traces.clone());
         let chain = Retrying::new(queued, time.max_attempts);
         if let Some(audit) = &self.audit {
             begin_audit(audit, &metrics, &mut tasks);
         }
-        let recorder = Recorder::new(metrics.clone(), self.audit.clone());
+        let recorder = Recorder::new(metrics.clone(), self.audit.clone(), traces);
         let service = Service::new(Desk::new(chain, watcher, recorder.clone(), time.call_timeout));
 
         let mut routes = RoutesBuilder::default();
@@ -213,10 +216,18 @@ impl Sidecar {
         let health_keeper = health.clone();
         tasks.spawn("the health keeper", async move { health_keeper.keep().await });
 
-        tokio::select! {
-            () = stop.asked() => {}
-            error = tasks.unexpected_end() => return Err(error),
-            ended = &mut api => return Err(ended?.map_or_else(RunError::from, |()| RunError::TaskEnded("the gRPC server"))),
+        let trouble = tokio::select! {
+            () = stop.asked() => None,
+            error = tasks.unexpected_end() => Some(error),
+            ended = &mut api => Some(match ended {
+                Ok(Ok(())) => RunError::TaskEnded("the gRPC server"),
+                Ok(Err(error)) => error.into(),
+                Err(error) => error.into(),
+            }),
+        };
+        if let Some(error) = trouble {
+            recorder.finish(Instant::now()).await;
+            return Err(error);
         }
 
         let deadline = Instant::now() + time.drain_timeout;

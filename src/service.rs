@@ -12,7 +12,7 @@ use crate::{
         AdminUserGlobalSignOutRequest, AdminUserGlobalSignOutResponse, BulkAdminUserGlobalSignOutRequest,
         BulkAdminUserGlobalSignOutResponse, sign_out_service_server::SignOutService,
     },
-    record::{Method, Record, Recorder},
+    record::{Arrival, Method, Record, Recorder},
     sign_out::{Call, Cause, SignOut, SignOutError, SignedOut, User},
     status,
 };
@@ -47,15 +47,14 @@ impl<S: SignOut, O: Observer> Desk<S, O> {
         Self { sign_out, observer, recorder, call_timeout }
     }
 
-    /// The answer to one request that arrived then and has to be answered by `deadline`.
+    /// The answer to one request, which has to be given by `deadline`.
     async fn serve(
         &self,
-        method: Method,
+        arrival: Arrival,
         message: AdminUserGlobalSignOutRequest,
-        arrived: Instant,
         deadline: Instant,
     ) -> Result<AdminUserGlobalSignOutResponse, Status> {
-        let mut record = self.recorder.begin(method, arrived);
+        let mut record = self.recorder.begin(arrival);
         if let Err(error) = record.can_be_kept() {
             return Err(self.refuse(record, error, deadline).await);
         }
@@ -64,8 +63,7 @@ impl<S: SignOut, O: Observer> Desk<S, O> {
             Err(violations) => return Err(self.refuse(record, violations.into(), deadline).await),
         };
 
-        let call = Call::new(user, deadline);
-        record.becomes(&call);
+        let call = record.becomes(Call::new(user, deadline));
         let answer = record.until_cut_off(async {
             let answer = timeout_at(call.deadline, self.sign_out.sign_out(&call)).await;
             answer.unwrap_or_else(|_elapsed| Err(SignOutError::new(Cause::DeadlineExceeded)))
@@ -95,7 +93,8 @@ impl<S: SignOut, O: Observer> SignOutService for Service<S, O> {
         request: Request<AdminUserGlobalSignOutRequest>,
     ) -> Result<Response<AdminUserGlobalSignOutResponse>, Status> {
         let Due { arrived, deadline } = Due::of(&request, self.0.call_timeout);
-        self.0.serve(Method::Unary, request.into_inner(), arrived, deadline).await.map(Response::new)
+        let arrival = Arrival::of(Method::Unary, arrived, request.metadata());
+        self.0.serve(arrival, request.into_inner(), deadline).await.map(Response::new)
     }
 
     type BulkAdminUserGlobalSignOutStream =

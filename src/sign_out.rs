@@ -11,6 +11,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use opentelemetry::trace::SpanContext;
+use opentelemetry_sdk::trace::Span;
 use tokio::time::Instant;
 use unicode_properties::{GeneralCategoryGroup, UnicodeGeneralCategory as _};
 
@@ -33,6 +35,8 @@ pub struct Call {
     pub user: User,
     /// When the answer must have been given. No attempt starts after it.
     pub deadline: Instant,
+    /// The span that what is done for the call belongs to; nothing where no traces are made.
+    pub span: Option<SpanContext>,
     progress: Arc<Progress>,
 }
 
@@ -41,14 +45,19 @@ pub struct Call {
 struct Progress {
     sent: AtomicU32,
     refused: AtomicU32,
-    /// Since when an attempt waits for its turn, if one does.
-    waiting: Mutex<Option<Instant>>,
+    /// Since when an attempt waits for its turn, if one does, and what ends with the wait.
+    waiting: Mutex<Option<(Instant, Option<Span>)>>,
 }
 
 impl Call {
     /// A call of which nothing has been sent.
     pub fn new(user: User, deadline: Instant) -> Self {
-        Self { user, deadline, progress: Arc::default() }
+        Self { user, deadline, span: None, progress: Arc::default() }
+    }
+
+    /// The same, as a part of a span.
+    pub fn within(self, span: Option<SpanContext>) -> Self {
+        Self { span, ..self }
     }
 
     /// Notes that a request is handed to the HTTP client: from now on Cognito may act.
@@ -66,17 +75,17 @@ impl Call {
         self.progress.sent.load(Ordering::Relaxed)
     }
 
-    /// Notes that an attempt waits for its turn from now on.
-    pub fn note_waiting(&self) {
-        *self.waiting() = Some(Instant::now());
+    /// Notes that an attempt waits for its turn from now on, which may have a span.
+    pub fn note_waiting(&self, span: Option<Span>) {
+        *self.waiting() = Some((Instant::now(), span));
     }
 
     /// Since when the attempt has waited that now waits no longer; `None` if none did.
-    pub fn note_turn(&self) -> Option<Instant> {
+    pub fn note_turn(&self) -> Option<(Instant, Option<Span>)> {
         self.waiting().take()
     }
 
-    fn waiting(&self) -> MutexGuard<'_, Option<Instant>> {
+    fn waiting(&self) -> MutexGuard<'_, Option<(Instant, Option<Span>)>> {
         self.progress.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

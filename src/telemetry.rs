@@ -10,7 +10,7 @@ use tracing_subscriber::{
 use crate::config::{LogArgs, LogFormat};
 
 /// These print requests, answers and keys below info.
-const NEVER_BELOW_INFO: [&str; 16] = [
+const NEVER_BELOW_INFO: [&str; 19] = [
     "aws_config",
     "aws_credential_types",
     "aws_runtime",
@@ -26,6 +26,9 @@ const NEVER_BELOW_INFO: [&str; 16] = [
     "h2",
     "hyper",
     "hyper_util",
+    "opentelemetry",
+    "opentelemetry-otlp",
+    "opentelemetry_sdk",
     "rustls",
 ];
 

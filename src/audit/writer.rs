@@ -40,6 +40,8 @@ struct Shared {
 #[derive(Default)]
 struct Queue {
     lines: VecDeque<Line>,
+    /// Those, and the one that is being written.
+    unwritten: usize,
     closing: bool,
 }
 
@@ -111,7 +113,9 @@ impl Writer {
 
     /// A write takes longer than anybody can wait: as good as a failure, until it has ended.
     pub(super) fn stalled(&self) {
-        if !self.0.counters.failing.swap(true, Ordering::Relaxed) {
+        let queue = self.0.queue();
+        // It may have ended in this very moment, and then nothing would follow that says so.
+        if queue.unwritten > 0 && !self.0.counters.failing.swap(true, Ordering::Relaxed) {
             error!("audit: the sink does not take what is written");
         }
     }
@@ -127,6 +131,7 @@ impl Writer {
         let (sender, receiver) =
             if tell && !self.is_failing() { Some(oneshot::channel()).unzip() } else { (None, None) };
         queue.lines.push_back(Line { text, written: sender });
+        queue.unwritten += 1;
         drop(queue);
         self.0.wake.notify_one();
         receiver.map(|written: oneshot::Receiver<()>| async {
@@ -182,6 +187,8 @@ impl Shared {
         loop {
             match sink.write(&line.text) {
                 Ok(()) => {
+                    let mut queue = self.queue();
+                    queue.unwritten -= 1;
                     if self.counters.failing.swap(false, Ordering::Relaxed) {
                         info!("audit: the sink takes what is written again");
                     }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fs, path::Path};
 
 /// Who may be used by whom: a module may use those of a lower rank, and its own.
-const RANKS: [(&str, u32); 20] = [
+const RANKS: [(&str, u32); 21] = [
     ("pattern", 0),
     ("pb", 0),
     ("shutdown", 0),
@@ -14,6 +14,7 @@ const RANKS: [(&str, u32); 20] = [
     ("deadline", 3),
     ("metrics", 3),
     ("audit", 4),
+    ("traces", 4),
     ("record", 5),
     ("attempts", 6),
     ("telemetry", 7),

@@ -23,3 +23,4 @@ mod layout;
 mod observe;
 mod properties;
 mod time;
+mod traces;
