@@ -15,7 +15,7 @@ use tokio_util::{
     task::{TaskTracker, task_tracker::TaskTrackerToken},
 };
 use tonic::metadata::MetadataMap;
-use tracing::{error, info, warn};
+use tracing::{Instrument as _, error, info, info_span, warn};
 
 use crate::{
     audit::{Audit, Event},
@@ -154,7 +154,9 @@ impl Record {
         &self,
         answer: impl Future<Output = Result<SignedOut, SignOutError>>,
     ) -> Result<SignedOut, SignOutError> {
-        let answer = self.recorder.cut_off.run_until_cancelled(answer).await;
+        // What is logged below carries the same ids as our own line.
+        let span = info_span!("call", request_id = self.request_id, trace_id = self.trace_id);
+        let answer = self.recorder.cut_off.run_until_cancelled(answer.instrument(span)).await;
         answer.unwrap_or_else(|| {
             Err(SignOutError::new(Cause::ShuttingDown).retry_after(Duration::from_millis(100)))
         })

@@ -22,8 +22,12 @@ pub(super) struct Sink {
 impl Sink {
     pub(super) fn stdout() -> io::Result<Self> {
         // Without the buffer of std's own: what cannot be written must be known.
-        let file = File::from(io::stdout().as_fd().try_clone_to_owned()?);
-        Ok(Self { file, written: 0, path: None })
+        Ok(Self::of(File::from(io::stdout().as_fd().try_clone_to_owned()?)))
+    }
+
+    /// What is open already, and has no path to follow.
+    pub(super) fn of(file: File) -> Self {
+        Self { file, written: 0, path: None }
     }
 
     pub(super) fn file(path: PathBuf) -> io::Result<Self> {

@@ -220,3 +220,66 @@ impl Shared {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs::File,
+        io::{PipeReader, Read as _, pipe},
+        os::fd::OwnedFd,
+    };
+
+    use super::*;
+
+    /// More than any pipe holds.
+    const LONG: usize = 1 << 20;
+
+    fn piped(keep_all: bool) -> (PipeReader, Writer) {
+        let (reader, writer) = pipe().unwrap();
+        let sink = Sink::of(File::from(OwnedFd::from(writer)));
+        (reader, Writer::start(sink, keep_all).unwrap())
+    }
+
+    fn drain(mut reader: PipeReader) -> thread::JoinHandle<usize> {
+        thread::spawn(move || reader.read_to_end(&mut Vec::new()).unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_sink_that_takes_nothing_counts_as_failing_until_it_does() {
+        let (reader, writer) = piped(true);
+        let written = writer.push("x".repeat(LONG), true).unwrap();
+        assert!(!writer.is_failing());
+        writer.stalled();
+        assert!(writer.is_failing());
+        assert!(writer.push("y".to_owned(), true).is_none(), "nobody waits for a sink that fails");
+
+        let reader = drain(reader);
+        written.await;
+        writer.close(Instant::now() + Duration::from_secs(10)).await;
+        assert!(!writer.is_failing());
+        writer.stalled();
+        assert!(!writer.is_failing(), "everything is written, so nothing would ever end it");
+        drop(writer);
+        assert_eq!(reader.join().unwrap(), LONG + 1);
+    }
+
+    #[tokio::test]
+    async fn what_is_beyond_the_room_is_lost_and_counted_unless_all_is_kept() {
+        for (keep_all, lost) in [(false, 10), (true, 0)] {
+            let (reader, writer) = piped(keep_all);
+            // Once the thread has taken it, and is held up by it, the queue fills.
+            drop(writer.push("x".repeat(LONG), false));
+            while !writer.0.queue().lines.is_empty() {
+                tokio::task::yield_now().await;
+            }
+            for _ in 0..MOST_KEPT + 10 {
+                drop(writer.push("y".to_owned(), false));
+            }
+            assert_eq!(writer.counters().lost.load(Ordering::Relaxed), lost);
+            let reader = drain(reader);
+            writer.close(Instant::now() + Duration::from_secs(30)).await;
+            drop(writer);
+            assert_eq!(reader.join().unwrap() as u64, (LONG + MOST_KEPT + 10) as u64 - lost);
+        }
+    }
+}

@@ -153,8 +153,12 @@ async fn calls_that_are_abandoned_or_too_slow_are_counted() {
 #[tokio::test]
 async fn what_waits_and_what_is_shed_is_seen() {
     let upstream = Scripted::start(|_, _| Reply::never()).await;
-    let sidecar =
-        Sidecar::at(&upstream.url()).arg("--max-in-flight", 1).arg("--max-waiting", 1).start().await;
+    let sidecar = Sidecar::at(&upstream.url())
+        .arg("--max-in-flight", 1)
+        .arg("--max-waiting", 1)
+        .arg("--log-level", "debug")
+        .start()
+        .await;
     let call = || {
         let mut client = sidecar.client();
         tokio::spawn(async move { client.admin_user_global_sign_out(request(POOL, CANARY, PATIENCE)).await })
@@ -173,6 +177,9 @@ async fn what_waits_and_what_is_shed_is_seen() {
     assert_eq!(scrape.sum("queue_wait_seconds_count", &[]), 2.0);
 
     second.abort();
+    let ended = sidecar.log.wait_for_message("the caller went away").await;
+    let waited = sidecar.log.wait_for_message("waits for its turn").await;
+    assert_eq!(waited["span"]["request_id"], ended["request_id"], "lines of a call belong together");
     Scrape::until(&sidecar, |scrape| scrape.sum("queue_waiting", &[]) == 0.0).await;
     first.abort();
 }
