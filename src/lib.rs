@@ -15,6 +15,8 @@
 //! | [`config`] | every flag and environment variable, typed; nothing else reads the environment |
 //! | [`pattern`] | names matched exactly, or by a prefix that ends in one `*` |
 //! | [`sign_out`] | the vocabulary: whom to sign out, what came of it, why not; and the port, `trait SignOut` |
+//! | [`policy`] | who may sign out whom: what a connection shows, the callers, their pools |
+//! | [`reload`] | values that are read from files, and read anew when these change |
 //! | `redact` | what must not leave the process |
 //! | [`status`] | a failure to a gRPC status with google.rpc details; the only place that knows gRPC codes |
 //! | [`deadline`] | when a call must have been answered, and that it is |
@@ -40,11 +42,11 @@
 //!
 //! ```text
 //! main -> client, demo -> server -> service, retry, quota, cognito, telemetry -> attempts -> record -> audit, traces
-//!     -> metrics, deadline -> status, redact, config -> sign_out -> pattern
+//!     -> metrics, deadline -> status, policy, redact, config -> sign_out -> pattern
 //! ```
 //!
-//! `service` and `cognito` never see each other: what they share is the vocabulary. `pb` and `shutdown` may be used by
-//! all and use nothing.
+//! `service` and `cognito` never see each other: what they share is the vocabulary. `pb`, `reload` and
+//! `shutdown` may be used by all and use nothing.
 
 pub mod attempts;
 pub mod audit;
@@ -56,9 +58,11 @@ pub mod deadline;
 pub mod demo;
 pub mod metrics;
 pub mod pattern;
+pub mod policy;
 pub mod quota;
 pub mod record;
 mod redact;
+pub mod reload;
 pub mod retry;
 pub mod server;
 pub mod service;

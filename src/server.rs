@@ -2,8 +2,11 @@
 
 mod admin;
 mod counted;
+mod guard;
 mod health;
 mod listen;
+mod tls;
+mod uds;
 
 use std::{
     io,
@@ -20,11 +23,15 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{service::RoutesBuilder, transport::Server};
+use tonic::{
+    Request,
+    service::{RoutesBuilder, interceptor::InterceptedService},
+    transport::Server,
+};
 use tower::layer::layer_fn;
 use tracing::{info, warn};
 
-use self::{counted::Counted, health::Health, listen::Listener};
+use self::{counted::Counted, guard::Guard, health::Health, listen::Listener, uds::Permission};
 use crate::{
     attempts::{Attempted, Queued},
     audit::{Audit, AuditError},
@@ -33,11 +40,13 @@ use crate::{
     deadline::Deadlines,
     metrics::{Kind, Metrics},
     pb::{self, sign_out_service_server::SignOutServiceServer},
+    policy::Access,
     quota::{Bounded, Gate},
     record::Recorder,
     retry::Retrying,
-    service::{Desk, Service},
+    service::{self, Desk, Service},
     shutdown::Stop,
+    status,
     traces::Traces,
 };
 
@@ -52,6 +61,7 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 pub struct Sidecar {
     args: ServeArgs,
     source: Arc<AwsSource>,
+    guard: Guard,
     listeners: Vec<Listener>,
     admin: Listener,
     audit: Option<Arc<Audit>>,
@@ -63,6 +73,9 @@ pub enum StartError {
     /// Flags that do not go together.
     #[error("{0}")]
     Config(String),
+    /// Certificates, or the policy.
+    #[error("cannot start: {0}")]
+    Access(String),
     /// A listener.
     #[error("cannot listen on {address}: {source}{}", hint(.source, .flag))]
     Listen {
@@ -107,8 +120,12 @@ impl Sidecar {
     /// Validates the configuration and binds everything; what goes wrong goes wrong before anything is served.
     pub async fn bind(args: ServeArgs, source: Arc<AwsSource>) -> Result<Self, StartError> {
         args.validate().map_err(StartError::Config)?;
+        let guard = Guard::load(&args.access).map_err(StartError::Access)?;
+        guard.check(&args.listen).map_err(StartError::Config)?;
+        let permission =
+            Permission { mode: args.listen.socket_mode, group: args.listen.socket_group.clone() };
         let bind = async |address: &ListenAddress, flag| {
-            let bound = Listener::bind(address).await;
+            let bound = Listener::bind(address, &permission).await;
             bound.map_err(|source| StartError::Listen { flag, address: address.clone(), source })
         };
         let mut listeners = Vec::new();
@@ -117,7 +134,7 @@ impl Sidecar {
         }
         let admin = bind(&ListenAddress::Tcp(args.listen.admin_listen), "--admin-listen").await?;
         let audit = Audit::open(&args.audit)?.map(Arc::new);
-        Ok(Self { args, source, listeners, admin, audit })
+        Ok(Self { args, source, guard, listeners, admin, audit })
     }
 
     /// Where gRPC is served, with the ports that were taken.
@@ -135,15 +152,11 @@ impl Sidecar {
 
     /// Serves until a stop is asked for and what was under way is done.
     pub async fn run(self, stop: Stop) -> Result<(), RunError> {
-        let ServeArgs { listen, time, limits, aws, observe, audit: _, log: _ } = self.args;
+        let ServeArgs { listen, access: _, time, limits, aws, observe, audit: _, log: _ } = self.args;
         for address in self.listeners.iter().map(Listener::address) {
             info!(address = %address, version = env!("CARGO_PKG_VERSION"), "serving gRPC");
-            if let ListenAddress::Tcp(address) = address
-                && !address.ip().is_loopback()
-            {
-                warn!(%address, "--insecure-listen: everybody who reaches this address can sign users out");
-            }
         }
+        self.guard.warn(self.listeners.iter().map(Listener::address));
         info!(address = %self.admin.address(), "serving probes");
 
         let mut tasks = Tasks::default();
@@ -167,7 +180,9 @@ impl Sidecar {
             begin_audit(audit, &metrics, &mut tasks);
         }
         let recorder = Recorder::new(metrics.clone(), self.audit.clone(), traces);
-        let service = Service::new(Desk::new(chain, watcher, recorder.clone(), time.call_timeout));
+        let access = self.guard.access();
+        let desk = Desk::new(chain, watcher, access.clone(), recorder.clone(), time.call_timeout);
+        let service = Service::new(desk);
 
         let mut routes = RoutesBuilder::default();
         routes.add_service(api_health);
@@ -177,19 +192,21 @@ impl Sidecar {
                 .max_encoding_message_size(MAX_REQUEST_BYTES),
         );
         if listen.reflection {
-            add_reflection(&mut routes);
+            add_reflection(&mut routes, &access);
         }
 
         // From here on: `closing` ends the accepting of connections and sends GOAWAY.
         let closing = CancellationToken::new();
         let (accepted, connections) = mpsc::channel(64);
+        let tls = self.guard.acceptor(metrics.refused_connections("api", "tls"));
         for listener in self.listeners {
-            tasks.spawn_closable(
-                "a gRPC listener",
-                listener.accept(accepted.clone(), metrics.refused_connections("api", "accept")),
-                &closing,
-            );
+            let refused = metrics.refused_connections("api", "accept");
+            let accept = listener.accept(accepted.clone(), refused, tls.clone());
+            tasks.spawn_closable("a gRPC listener", accept, &closing);
         }
+        let (certificates, policy) = self.guard.keepers(&metrics);
+        tasks.spawn("the reloader of certificates", certificates);
+        tasks.spawn("the reloader of the policy", policy);
         drop(accepted);
         let mut api = tokio::spawn(
             Server::builder()
@@ -205,7 +222,7 @@ impl Sidecar {
         // The admin listener serves until the process ends: probes may ask while calls finish.
         let (admin_accepted, admin_connections) = mpsc::channel(16);
         let refused = metrics.refused_connections("admin", "accept");
-        tasks.spawn("the admin listener", self.admin.accept(admin_accepted, refused));
+        tasks.spawn("the admin listener", self.admin.accept(admin_accepted, refused, None));
         let admin_connections =
             Counted::all(ReceiverStream::new(admin_connections), metrics.clone(), "admin");
         tasks.spawn_fallible(
@@ -328,14 +345,22 @@ fn since_epoch(at: SystemTime) -> f64 {
 }
 
 /// Of our own protos, which `google/rpc/error_details.proto` is among, and of health, so that tools can ask for it.
-fn add_reflection(routes: &mut RoutesBuilder) {
+fn add_reflection(routes: &mut RoutesBuilder, access: &Access) {
+    // What can be called is told to those who may call.
+    let access = access.clone();
+    let known = move |request: Request<()>| match access.identify(&service::presented(&request)) {
+        Ok(_) => Ok(request),
+        Err(why) => Err(status::of_refusal(&why.into())),
+    };
     let builder = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(pb::DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     if let (Ok(v1), Ok(v1alpha)) = (builder().build_v1(), builder().build_v1alpha()) {
-        routes.add_service(v1).add_service(v1alpha);
+        routes
+            .add_service(InterceptedService::new(v1, known.clone()))
+            .add_service(InterceptedService::new(v1alpha, known));
     }
 }
 

@@ -12,6 +12,7 @@ use crate::{
         AdminUserGlobalSignOutRequest, AdminUserGlobalSignOutResponse, BulkAdminUserGlobalSignOutRequest,
         BulkAdminUserGlobalSignOutResponse, sign_out_service_server::SignOutService,
     },
+    policy::{Access, Peer, Presented},
     record::{Arrival, Method, Record, Recorder},
     sign_out::{Call, Cause, SignOut, SignOutError, SignedOut, User},
     status,
@@ -37,24 +38,40 @@ impl<S: SignOut, O: Observer> Service<S, O> {
 pub struct Desk<S, O> {
     sign_out: S,
     observer: O,
+    access: Access,
     recorder: Arc<Recorder>,
     call_timeout: Duration,
 }
 
 impl<S: SignOut, O: Observer> Desk<S, O> {
     /// A desk before `sign_out`. `call_timeout` is the deadline of a call that brings none.
-    pub fn new(sign_out: S, observer: O, recorder: Arc<Recorder>, call_timeout: Duration) -> Self {
-        Self { sign_out, observer, recorder, call_timeout }
+    pub fn new(
+        sign_out: S,
+        observer: O,
+        access: Access,
+        recorder: Arc<Recorder>,
+        call_timeout: Duration,
+    ) -> Self {
+        Self { sign_out, observer, access, recorder, call_timeout }
     }
 
-    /// The answer to one request, which has to be given by `deadline`.
+    /// The answer to one request, which has to be given by `deadline`. Checked in this order: who is calling, are the
+    /// fields well formed, may this caller touch that pool.
     async fn serve(
         &self,
         arrival: Arrival,
+        presented: &Presented,
         message: AdminUserGlobalSignOutRequest,
         deadline: Instant,
     ) -> Result<AdminUserGlobalSignOutResponse, Status> {
         let mut record = self.recorder.begin(arrival);
+        let caller = match self.access.identify(presented) {
+            Ok(caller) => caller,
+            Err(why) => return Err(self.refuse(record, why.into(), deadline).await),
+        };
+        if let Some(name) = caller.name() {
+            record.called_by(name);
+        }
         if let Err(error) = record.can_be_kept() {
             return Err(self.refuse(record, error, deadline).await);
         }
@@ -64,11 +81,15 @@ impl<S: SignOut, O: Observer> Desk<S, O> {
         };
 
         let call = record.becomes(Call::new(user, deadline));
-        let answer = record.until_cut_off(async {
-            let answer = timeout_at(call.deadline, self.sign_out.sign_out(&call)).await;
-            answer.unwrap_or_else(|_elapsed| Err(SignOutError::new(Cause::DeadlineExceeded)))
-        });
-        let answer = answer.await;
+        let answer = if self.access.allows(&caller, &call.user.pool) {
+            let answer = record.until_cut_off(async {
+                let answer = timeout_at(call.deadline, self.sign_out.sign_out(&call)).await;
+                answer.unwrap_or_else(|_elapsed| Err(SignOutError::new(Cause::DeadlineExceeded)))
+            });
+            answer.await
+        } else {
+            Err(SignOutError::new(Cause::CallerNotAllowed))
+        };
         record.end(&answer, deadline).await;
         self.observer.answered(answer.as_ref().err().map(|error| &error.cause));
         match answer {
@@ -94,7 +115,8 @@ impl<S: SignOut, O: Observer> SignOutService for Service<S, O> {
     ) -> Result<Response<AdminUserGlobalSignOutResponse>, Status> {
         let Due { arrived, deadline } = Due::of(&request, self.0.call_timeout);
         let arrival = Arrival::of(Method::Unary, arrived, request.metadata());
-        self.0.serve(arrival, request.into_inner(), deadline).await.map(Response::new)
+        let presented = presented(&request);
+        self.0.serve(arrival, &presented, request.into_inner(), deadline).await.map(Response::new)
     }
 
     type BulkAdminUserGlobalSignOutStream =
@@ -117,4 +139,16 @@ impl From<SignedOut> for AdminUserGlobalSignOutResponse {
             signed_out_at: signed_out.at.map(prost_types::Timestamp::from),
         }
     }
+}
+
+/// What a call shows of who makes it. Shows nothing, and so never more than there is, if its connection told nothing.
+pub fn presented<T>(request: &Request<T>) -> Presented {
+    let peer = request.extensions().get::<Arc<Peer>>().cloned();
+    let mut authorization = request.metadata().get_all("authorization").iter();
+    // Of two headers nobody knows which one counts.
+    let authorization = match (authorization.next(), authorization.next()) {
+        (Some(only), None) => Some(only.as_bytes()),
+        _ => None,
+    };
+    Presented::new(peer.unwrap_or_else(|| Arc::new(Peer::Plain { loopback: false })), authorization)
 }

@@ -448,6 +448,12 @@ pub enum Cause {
     /// An audit record is demanded and cannot be written.
     #[error("the audit log cannot be written")]
     AuditUnavailable,
+    /// Nobody that may call, as far as the call shows; with what it lacks.
+    #[error("the caller is not known: {0}")]
+    CallerUnauthenticated(&'static str),
+    /// The caller, or any caller, may not touch that pool.
+    #[error("the caller may not touch the user pool")]
+    CallerNotAllowed,
     /// A bug.
     #[error("a bug in the sidecar")]
     SidecarInternalError,
@@ -502,7 +508,9 @@ impl Cause {
             Self::UnexpectedResponse => Some(Self::Overloaded),
             Self::Overloaded => Some(Self::ShuttingDown),
             Self::ShuttingDown => Some(Self::AuditUnavailable),
-            Self::AuditUnavailable => Some(Self::SidecarInternalError),
+            Self::AuditUnavailable => Some(Self::CallerUnauthenticated("")),
+            Self::CallerUnauthenticated(_) => Some(Self::CallerNotAllowed),
+            Self::CallerNotAllowed => Some(Self::SidecarInternalError),
             Self::SidecarInternalError => None,
         })
     }
@@ -514,7 +522,9 @@ impl Cause {
             | Self::InvalidParameter
             | Self::UserNotFound
             | Self::UserPoolNotFound
-            | Self::NotAuthorized => Fault::Caller,
+            | Self::NotAuthorized
+            | Self::CallerUnauthenticated(_)
+            | Self::CallerNotAllowed => Fault::Caller,
             Self::TooManyRequests
             | Self::CognitoInternalError
             | Self::CognitoUnavailable
@@ -567,6 +577,8 @@ impl Cause {
             | Self::SidecarCredentialsMissing
             | Self::SidecarMisconfigured
             | Self::UnexpectedResponse
+            | Self::CallerUnauthenticated(_)
+            | Self::CallerNotAllowed
             | Self::SidecarInternalError => false,
         }
     }

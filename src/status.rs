@@ -43,6 +43,8 @@ pub fn code_and_reason(cause: &Cause) -> (Code, &'static str) {
         Cause::Overloaded => (Code::ResourceExhausted, "OVERLOADED"),
         Cause::ShuttingDown => (Code::Unavailable, "SHUTTING_DOWN"),
         Cause::AuditUnavailable => (Code::Unavailable, "AUDIT_UNAVAILABLE"),
+        Cause::CallerUnauthenticated(_) => (Code::Unauthenticated, "CALLER_UNAUTHENTICATED"),
+        Cause::CallerNotAllowed => (Code::PermissionDenied, "CALLER_NOT_ALLOWED"),
         Cause::SidecarInternalError => (Code::Internal, "SIDECAR_INTERNAL_ERROR"),
     }
 }
@@ -172,6 +174,8 @@ fn add_details_of(cause: &Cause, pool: &str, region: &str, details: &mut ErrorDe
         | Cause::Overloaded
         | Cause::ShuttingDown
         | Cause::AuditUnavailable
+        | Cause::CallerUnauthenticated(_)
+        | Cause::CallerNotAllowed
         | Cause::SidecarInternalError => {}
     }
 }
@@ -252,6 +256,8 @@ fn message(error: &SignOutError, pool: Option<&str>) -> String {
         Cause::AuditUnavailable => "the sidecar must record every sign-out and cannot write its audit log; its operator \
                                     must see to it, try again later"
             .to_owned(),
+        Cause::CallerUnauthenticated(why) => format!("the sidecar does not know who is calling: {why}"),
+        Cause::CallerNotAllowed => format!("this caller may not sign users out of pool {pool}"),
         Cause::SidecarInternalError => "the sidecar has a bug; its log tells more".to_owned(),
     }
 }

@@ -14,7 +14,7 @@ pub async fn run(args: HealthArgs) -> ExitCode {
     let HealthArgs { service, client } = args;
     let channel = match channel(&client) {
         Ok(channel) => channel,
-        Err(status) => return print::status(&status),
+        Err(error) => return print::wrong_usage(error),
     };
     match HealthClient::new(channel).check(request(HealthCheckRequest { service }, &client)).await {
         Ok(response) => {

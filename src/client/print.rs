@@ -34,6 +34,12 @@ pub fn usage(error: &clap::Error) -> ExitCode {
     ExitCode::from(2)
 }
 
+/// Wrong usage that clap cannot see: one line on stderr, exit status 2.
+pub(super) fn wrong_usage(error: impl Display) -> ExitCode {
+    let _ = writeln!(io::stderr(), "cognito-signout: {error}");
+    ExitCode::from(2)
+}
+
 /// clap's several lines as one, without the usage, which `--help` has.
 fn one_line(text: &str) -> String {
     let told = text

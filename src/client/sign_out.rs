@@ -13,7 +13,7 @@ pub async fn run(args: SignOutArgs) -> ExitCode {
     let SignOutArgs { user_pool_id, username, client } = args;
     let channel = match channel(&client) {
         Ok(channel) => channel,
-        Err(status) => return print::status(&status),
+        Err(error) => return print::wrong_usage(error),
     };
     let message = AdminUserGlobalSignOutRequest { user_pool_id, username };
     match SignOutServiceClient::new(channel).admin_user_global_sign_out(request(message, &client)).await {

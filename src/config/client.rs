@@ -1,6 +1,6 @@
 //! The flags of the commands that are clients.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, ValueEnum};
 
@@ -21,6 +21,21 @@ pub struct ClientArgs {
     /// Deadline of the call
     #[arg(long, env = "COGNITO_SIGNOUT_CLIENT_TIMEOUT", value_name = "TIME", default_value = "10s", value_parser = positive)]
     pub timeout: Duration,
+    /// Speak TLS, and take the sidecar for genuine if its certificate comes from these authorities, in PEM
+    #[arg(long, env = "COGNITO_SIGNOUT_CLIENT_TLS_CA", value_name = "FILE")]
+    pub tls_ca: Option<PathBuf>,
+    /// Certificate to show to the sidecar, with its chain, in PEM
+    #[arg(long, env = "COGNITO_SIGNOUT_CLIENT_TLS_CERT", value_name = "FILE", requires_all = ["tls_key", "tls_ca"])]
+    pub tls_cert: Option<PathBuf>,
+    /// Private key of --tls-cert, in PEM
+    #[arg(long, env = "COGNITO_SIGNOUT_CLIENT_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+    /// Name in the sidecar's certificate, where it is not the host of --address
+    #[arg(long, env = "COGNITO_SIGNOUT_CLIENT_TLS_SERVER_NAME", value_name = "NAME", requires = "tls_ca")]
+    pub tls_server_name: Option<String>,
+    /// File with the token that tells who calls; its first line is sent, but never in plain text over a network
+    #[arg(long, env = "COGNITO_SIGNOUT_CLIENT_TOKEN_FILE", value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
 }
 
 /// `sign-out`.

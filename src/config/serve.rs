@@ -6,6 +6,7 @@ use clap::Args;
 #[cfg(feature = "demo")]
 use clap::Parser;
 
+use super::access::{AccessArgs, SocketMode};
 use super::value::{
     AuditOnFailure, AuditSink, ListenAddress, LogFormat, LogLevel, PoolRegion, duration, positive,
 };
@@ -21,6 +22,9 @@ pub struct ServeArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "told by its type")]
     pub listen: ListenArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "told by its type")]
+    pub access: AccessArgs,
     #[command(flatten)]
     #[expect(missing_docs, reason = "told by its type")]
     pub time: TimeArgs,
@@ -62,7 +66,13 @@ pub struct ListenArgs {
         default_value = "127.0.0.1:9464"
     )]
     pub admin_listen: SocketAddr,
-    /// Serve anybody who reaches a --listen address that is not loopback
+    /// Permissions of a unix socket; by default the user and the group of the sidecar may connect
+    #[arg(long, env = "COGNITO_SIGNOUT_SOCKET_MODE", value_name = "OCTAL", default_value = "0660")]
+    pub socket_mode: SocketMode,
+    /// Group of a unix socket, by number or by its name in /etc/group
+    #[arg(long, env = "COGNITO_SIGNOUT_SOCKET_GROUP", value_name = "GROUP")]
+    pub socket_group: Option<String>,
+    /// Serve at a --listen address that is not loopback without TLS, or without knowing who calls
     #[arg(long, env = "COGNITO_SIGNOUT_INSECURE_LISTEN")]
     pub insecure_listen: bool,
     /// Serve gRPC reflection, which tells tools such as grpcurl what can be called
@@ -250,18 +260,8 @@ impl ServeArgs {
 
     /// What no single flag can tell: combinations that cannot work, or that would be dangerous.
     pub fn validate(&self) -> Result<(), String> {
-        let Self { listen, time, limits: _, aws: _, observe: _, audit: _, log: _ } = self;
-        for address in &listen.listen {
-            if let ListenAddress::Tcp(address) = address
-                && !address.ip().is_loopback()
-                && !listen.insecure_listen
-            {
-                return Err(format!(
-                    "--listen {address} would let everybody who reaches it sign users out; listen on 127.0.0.1 or \
-                     unix:/PATH, or say --insecure-listen if something else guards it"
-                ));
-            }
-        }
+        let Self { listen: _, access, time, limits: _, aws: _, observe: _, audit: _, log: _ } = self;
+        access.validate()?;
         if time.drain_delay > time.drain_timeout {
             return Err(format!(
                 "--drain-delay {} is within --drain-timeout {}, so it cannot be longer; raise the latter",

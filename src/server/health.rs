@@ -153,6 +153,8 @@ impl Observer for Watcher {
                 | Cause::Overloaded
                 | Cause::ShuttingDown
                 | Cause::AuditUnavailable
+                | Cause::CallerUnauthenticated(_)
+                | Cause::CallerNotAllowed
                 | Cause::SidecarInternalError,
             ) => {}
             _ => self.0.in_a_row.store(0, Ordering::Relaxed),

@@ -2,9 +2,9 @@
 
 use std::{
     io,
-    os::unix::fs::FileTypeExt as _,
-    path::PathBuf,
+    net::SocketAddr,
     pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
@@ -12,14 +12,23 @@ use std::{
 use prometheus_client::metrics::counter::Counter;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream, UnixListener, UnixStream},
+    net::{TcpListener, TcpStream, UnixStream},
     sync::mpsc,
-    time::sleep,
+    task::JoinSet,
+    time::{Instant, sleep},
 };
+use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
-use tracing::warn;
+use tracing::{info, warn};
 
-use crate::config::ListenAddress;
+use super::{
+    tls::Acceptor,
+    uds::{self, Permission, UnixSocket},
+};
+use crate::{config::ListenAddress, policy::Peer};
+
+/// So many peers may be in their TLS handshakes at one time at one listener; the next have to wait.
+const MOST_HANDSHAKES: usize = 1024;
 
 /// A bound socket.
 pub(super) struct Listener {
@@ -28,32 +37,20 @@ pub(super) struct Listener {
 }
 
 enum Socket {
-    Tcp(TcpListener),
-    Unix(UnixListener, #[expect(dead_code, reason = "removes the file when dropped")] SocketFile),
-}
-
-/// The file of a unix socket, removed on the way out.
-struct SocketFile(PathBuf);
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        // Gone already is as good; nothing else can be done about it here.
-        let _ = std::fs::remove_file(&self.0);
-    }
+    Tcp { listener: TcpListener, loopback: bool },
+    Unix(UnixSocket),
 }
 
 impl Listener {
-    pub(super) async fn bind(address: &ListenAddress) -> io::Result<Self> {
-        let socket = match address {
-            ListenAddress::Tcp(address) => Socket::Tcp(TcpListener::bind(address).await?),
-            ListenAddress::Unix(path) => {
-                remove_stale(path).await?;
-                Socket::Unix(UnixListener::bind(path)?, SocketFile(path.clone()))
+    pub(super) async fn bind(address: &ListenAddress, permission: &Permission) -> io::Result<Self> {
+        let (socket, address) = match address {
+            ListenAddress::Tcp(address) => {
+                let listener = TcpListener::bind(address).await?;
+                let address = listener.local_addr()?;
+                let loopback = address.ip().to_canonical().is_loopback();
+                (Socket::Tcp { listener, loopback }, ListenAddress::Tcp(address))
             }
-        };
-        let address = match &socket {
-            Socket::Tcp(listener) => ListenAddress::Tcp(listener.local_addr()?),
-            Socket::Unix(..) => address.clone(),
+            ListenAddress::Unix(path) => (Socket::Unix(uds::bind(path, permission).await?), address.clone()),
         };
         Ok(Self { address, socket })
     }
@@ -62,26 +59,60 @@ impl Listener {
         &self.address
     }
 
-    /// Hands over what is accepted, for as long as somebody takes it; counts what cannot be.
-    pub(super) async fn accept(self, accepted: mpsc::Sender<io::Result<Io>>, refused: Counter) {
+    /// Hands over what is accepted, for as long as somebody takes it, and counts what cannot be; what comes by TCP as TLS
+    /// if there is `tls`.
+    pub(super) async fn accept(
+        self,
+        accepted: mpsc::Sender<io::Result<Io>>,
+        refused: Counter,
+        tls: Option<Acceptor>,
+    ) {
         // Out of file descriptors, most likely: those in use have to be given back first.
         const PAUSE: Duration = Duration::from_millis(100);
 
+        // Each in a task of its own, so that a slow peer holds nobody up; dropped, and so ended, with the listener.
+        let mut handshakes = JoinSet::new();
+        let failures = Failures::default();
         loop {
+            while handshakes.try_join_next().is_some() {}
+            if handshakes.len() >= MOST_HANDSHAKES {
+                handshakes.join_next().await;
+            }
             let io = match &self.socket {
-                Socket::Tcp(listener) => listener.accept().await.and_then(|(stream, _)| {
+                Socket::Tcp { listener, loopback } => listener.accept().await.and_then(|(stream, from)| {
                     // Answers are small: waiting to fill a segment would only add to the latency.
                     stream.set_nodelay(true)?;
-                    Ok(Io::Tcp(stream))
+                    let Some(tls) = tls.clone() else {
+                        return Ok(Some(Io::new(Stream::Tcp(stream), Peer::Plain { loopback: *loopback })));
+                    };
+                    let (accepted, failures) = (accepted.clone(), failures.clone());
+                    handshakes.spawn(async move {
+                        match tls.accept(stream).await {
+                            Ok((stream, peer)) => {
+                                // Nobody takes it any more if the server is stopping.
+                                let io = Io::new(Stream::Tls(Box::new(stream)), peer);
+                                let _ = accepted.send(Ok(io)).await;
+                            }
+                            Err(error) => {
+                                tls.refused.inc();
+                                failures.tell(from, &error);
+                            }
+                        }
+                    });
+                    Ok(None)
                 }),
-                Socket::Unix(listener, _) => listener.accept().await.map(|(stream, _)| Io::Unix(stream)),
+                Socket::Unix(socket) => socket.listener.accept().await.and_then(|(stream, _)| {
+                    let uid = stream.peer_cred()?.uid();
+                    Ok(Some(Io::new(Stream::Unix(stream), Peer::Unix { uid })))
+                }),
             };
             match io {
-                Ok(io) => {
+                Ok(Some(io)) => {
                     if accepted.send(Ok(io)).await.is_err() {
                         return;
                     }
                 }
+                Ok(None) => {}
                 Err(error) => {
                     refused.inc();
                     warn!(address = %self.address, %error, "a connection could not be accepted");
@@ -92,44 +123,67 @@ impl Listener {
     }
 }
 
-/// Removes the socket of a process that is dead. One that somebody still answers, or that is no socket, stays.
-async fn remove_stale(path: &PathBuf) -> io::Result<()> {
-    match std::fs::symlink_metadata(path) {
-        Ok(metadata) if metadata.file_type().is_socket() => match UnixStream::connect(path).await {
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),
-            // Bound and alive, or not ours to judge: binding tells.
-            _ => Ok(()),
-        },
-        _ => Ok(()),
+/// Handshakes that failed. Anybody can cause them, so the log has one a second at most.
+#[derive(Clone, Default)]
+struct Failures(Arc<Mutex<(Option<Instant>, u64)>>);
+
+impl Failures {
+    fn tell(&self, from: SocketAddr, error: &io::Error) {
+        const PAUSE: Duration = Duration::from_secs(1);
+
+        let mut failures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (told, untold) = &mut *failures;
+        if told.is_none_or(|told| told.elapsed() >= PAUSE) {
+            info!(peer = %from, %error, others_untold = *untold, "a TLS handshake failed");
+            *failures = (Some(Instant::now()), 0);
+        } else {
+            *untold += 1;
+        }
     }
 }
 
-/// A connection of either kind.
-pub(super) enum Io {
+/// A connection of any kind, and who is at its other end.
+pub(super) struct Io {
+    stream: Stream,
+    peer: Arc<Peer>,
+}
+
+enum Stream {
     Tcp(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
     Unix(UnixStream),
 }
 
-impl Connected for Io {
-    type ConnectInfo = ();
+impl Io {
+    fn new(stream: Stream, peer: Peer) -> Self {
+        Self { stream, peer: Arc::new(peer) }
+    }
+}
 
-    fn connect_info(&self) -> Self::ConnectInfo {}
+impl Connected for Io {
+    type ConnectInfo = Arc<Peer>;
+
+    fn connect_info(&self) -> Self::ConnectInfo {
+        self.peer.clone()
+    }
 }
 
 impl AsyncRead for Io {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
-            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+        match &mut self.get_mut().stream {
+            Stream::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+            Stream::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
 }
 
 impl AsyncWrite for Io {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
-            Self::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
+        match &mut self.get_mut().stream {
+            Stream::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+            Stream::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+            Stream::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
 
@@ -138,27 +192,34 @@ impl AsyncWrite for Io {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-            Self::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        match &mut self.get_mut().stream {
+            Stream::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Stream::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Stream::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
         }
     }
 
     fn is_write_vectored(&self) -> bool {
-        true
+        match &self.stream {
+            Stream::Tcp(stream) => stream.is_write_vectored(),
+            Stream::Tls(stream) => stream.is_write_vectored(),
+            Stream::Unix(stream) => stream.is_write_vectored(),
+        }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
+        match &mut self.get_mut().stream {
+            Stream::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::Tls(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::Unix(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+        match &mut self.get_mut().stream {
+            Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

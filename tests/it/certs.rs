@@ -77,11 +77,22 @@ impl Authority {
         self.client(SanType::DnsName(name.try_into().expect("a DNS name is ASCII")))
     }
 
-    fn client(&self, name: SanType) -> Identity {
-        let mut params = named("client");
-        params.subject_alt_names = vec![name];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    /// A client, by a DNS name, whose certificate is no longer valid.
+    pub(crate) fn expired_client_dns(&self, name: &str) -> Identity {
+        let name = SanType::DnsName(name.try_into().expect("a DNS name is ASCII"));
+        let mut params = client_params(vec![name]);
+        params.not_after = date_time_ymd(2001, 1, 1);
         self.issue(params)
+    }
+
+    /// A client, by several URIs, as no workload of SPIFFE has them.
+    pub(crate) fn client_uris(&self, uris: &[&str]) -> Identity {
+        let name = |uri: &&str| SanType::URI((*uri).try_into().expect("a URI is ASCII"));
+        self.issue(client_params(uris.iter().map(name).collect()))
+    }
+
+    fn client(&self, name: SanType) -> Identity {
+        self.issue(client_params(vec![name]))
     }
 
     fn issue(&self, mut params: CertificateParams) -> Identity {
@@ -97,6 +108,13 @@ fn named(name: &str) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, name);
     params.not_before = date_time_ymd(2000, 1, 1);
+    params
+}
+
+fn client_params(names: Vec<SanType>) -> CertificateParams {
+    let mut params = named("client");
+    params.subject_alt_names = names;
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
     params
 }
 

@@ -82,6 +82,9 @@ const UNEXPECTED_RESPONSE: Told = told(Code::Internal, "UNEXPECTED_RESPONSE", "a
 const UNEXPECTED_REFUSAL: Told = told(Code::Internal, "UNEXPECTED_RESPONSE", "aws", "refused");
 const OVERLOADED: Told = retryable(Code::ResourceExhausted, "OVERLOADED", "sidecar", "not_sent");
 const SHUTTING_DOWN: Told = retryable(Code::Unavailable, "SHUTTING_DOWN", "sidecar", "not_sent");
+const CALLER_UNAUTHENTICATED: Told =
+    told(Code::Unauthenticated, "CALLER_UNAUTHENTICATED", "caller", "not_sent");
+const CALLER_NOT_ALLOWED: Told = told(Code::PermissionDenied, "CALLER_NOT_ALLOWED", "caller", "not_sent");
 
 /// A row of the matrix.
 struct Row {
@@ -383,6 +386,18 @@ async fn walk_ourselves(matrix: &mut Vec<Row>) {
     assert_eq!(rotating.requests().len(), 2, "loaded anew at most once in 10 s");
 
     walk_the_queue(matrix).await;
+
+    let starter = Sidecar::starter().arg("--allow-pool", "us-*");
+    Alone::new("the pool is not among those of `--allow-pool`", "nothing", starter, CALLER_NOT_ALLOWED)
+        .walk(matrix, || 0)
+        .await;
+    let dir = tempfile::tempdir().unwrap();
+    let policy = crate::harness::path_in(&dir, "policy.toml");
+    std::fs::write(&policy, "[[callers]]\nname = \"a\"\nuid = [1]\npools = [\"*\"]").unwrap();
+    let starter = Sidecar::starter().arg("--policy", policy);
+    Alone::new("nobody whom the policy knows", "nothing", starter, CALLER_UNAUTHENTICATED)
+        .walk(matrix, || 0)
+        .await;
 }
 
 /// One call at Cognito, one that waits for it, one too many; then a stop.

@@ -3,11 +3,13 @@
 use std::{collections::BTreeMap, fs, path::Path};
 
 /// Who may be used by whom: a module may use those of a lower rank, and its own.
-const RANKS: [(&str, u32); 21] = [
+const RANKS: [(&str, u32); 23] = [
     ("pattern", 0),
     ("pb", 0),
+    ("reload", 0),
     ("shutdown", 0),
     ("sign_out", 1),
+    ("policy", 2),
     ("redact", 2),
     ("config", 2),
     ("status", 2),

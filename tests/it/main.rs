@@ -10,6 +10,7 @@ mod proxy_checks;
 mod scripted;
 mod scripted_checks;
 
+mod access;
 mod audit;
 mod aws;
 mod calls;
@@ -22,5 +23,7 @@ mod health;
 mod layout;
 mod observe;
 mod properties;
+mod sockets;
 mod time;
+mod tls;
 mod traces;
