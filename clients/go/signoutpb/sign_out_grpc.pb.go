@@ -33,10 +33,9 @@ const (
 // Ends every session of a user in an Amazon Cognito user pool.
 //
 // WHAT A GLOBAL SIGN-OUT DOES. All refresh tokens that the user holds stop
-// working, on every device. Cognito's own API, and any service that checks
-// tokens with Cognito (Amazon Verified Permissions' or API Gateway's checks do
-// not; ServerSideTokenCheck of identity pools does), refuse the user's access
-// and ID tokens from then on.
+// working, on every device. Cognito's own API (with the access token), and
+// identity pools with ServerSideTokenCheck (with the ID token), refuse the
+// user's tokens from then on.
 //
 // WHAT IT LEAVES ALIVE. A service that verifies JWTs by itself, from their
 // signature, goes on accepting the access and ID tokens until they expire: keep
@@ -148,10 +147,9 @@ type SignOutService_BulkAdminUserGlobalSignOutClient = grpc.BidiStreamingClient[
 // Ends every session of a user in an Amazon Cognito user pool.
 //
 // WHAT A GLOBAL SIGN-OUT DOES. All refresh tokens that the user holds stop
-// working, on every device. Cognito's own API, and any service that checks
-// tokens with Cognito (Amazon Verified Permissions' or API Gateway's checks do
-// not; ServerSideTokenCheck of identity pools does), refuse the user's access
-// and ID tokens from then on.
+// working, on every device. Cognito's own API (with the access token), and
+// identity pools with ServerSideTokenCheck (with the ID token), refuse the
+// user's tokens from then on.
 //
 // WHAT IT LEAVES ALIVE. A service that verifies JWTs by itself, from their
 // signature, goes on accepting the access and ID tokens until they expire: keep

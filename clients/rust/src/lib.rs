@@ -18,7 +18,8 @@ pub mod pb {
     tonic::include_proto!("cognito.signout.v1");
 }
 use pb::{
-    AdminUserGlobalSignOutRequest, AdminUserGlobalSignOutResponse, sign_out_service_client::SignOutServiceClient,
+    AdminUserGlobalSignOutRequest, AdminUserGlobalSignOutResponse,
+    sign_out_service_client::SignOutServiceClient,
 };
 
 const MAX_ATTEMPTS: u32 = 3;
@@ -86,7 +87,8 @@ impl From<Status> for SignOutFailed {
             message: status.message().to_owned(),
             fault: metadata("fault").unwrap_or_default(),
             // Without details, only UNAVAILABLE says that another attempt may help.
-            retryable: metadata("retryable").map_or(status.code() == Code::Unavailable, |retryable| retryable == "true"),
+            retryable: metadata("retryable")
+                .map_or(status.code() == Code::Unavailable, |retryable| retryable == "true"),
             outcome: metadata("outcome").unwrap_or_else(|| "unknown".to_owned()),
             aws_error_code: metadata("aws_error_code").unwrap_or_default(),
             request_id: details.request_info().map(|info| info.request_id.clone()).unwrap_or_default(),
@@ -157,8 +159,10 @@ impl SignOutClient {
             if failed.does() == Advice::Alert {
                 tracing::error!(error = %failed, fault = failed.fault, request_id = failed.request_id, "sign-outs do not work");
             }
-            let wait = failed.retry_after.unwrap_or_else(|| Duration::from_millis(fastrand::u64(..100 << attempt)));
-            if failed.does() != Advice::Retry || attempt == MAX_ATTEMPTS || Instant::now() + wait >= deadline {
+            let wait =
+                failed.retry_after.unwrap_or_else(|| Duration::from_millis(fastrand::u64(..100 << attempt)));
+            if failed.does() != Advice::Retry || attempt == MAX_ATTEMPTS || Instant::now() + wait >= deadline
+            {
                 return Err(failed);
             }
             tokio::time::sleep(wait).await;
@@ -182,7 +186,8 @@ impl SignOutClient {
             request.metadata_mut().insert("traceparent", traceparent.parse().map_err(unusable)?);
         }
         if let Some(file) = &self.token_file {
-            let token = fs::read_to_string(file).map_err(|error| Status::unauthenticated(error.to_string()))?;
+            let token =
+                fs::read_to_string(file).map_err(|error| Status::unauthenticated(error.to_string()))?;
             let value = format!("Bearer {}", token.trim()).parse().map_err(unusable)?;
             request.metadata_mut().insert("authorization", value);
         }

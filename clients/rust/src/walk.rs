@@ -82,8 +82,9 @@ impl Walker {
                     loop {
                         // tonic cannot wait for a connection, so this tries until there is one.
                         let answer = client.attempt(&pool, &user, timeout, None).await;
-                        let no_connection =
-                            answer.as_ref().is_err_and(|failed| failed.code == Code::Unavailable && failed.reason.is_empty());
+                        let no_connection = answer.as_ref().is_err_and(|failed| {
+                            failed.code == Code::Unavailable && failed.reason.is_empty()
+                        });
                         if !(wait_for_ready && no_connection && Instant::now() < deadline) {
                             return answer;
                         }
@@ -97,7 +98,8 @@ impl Walker {
             "cancel" => {
                 let started = self.started.take().ok_or("nothing was started")?;
                 started.abort();
-                let code = if started.await.is_err_and(|error| error.is_cancelled()) { "CANCELLED" } else { "OK" };
+                let code =
+                    if started.await.is_err_and(|error| error.is_cancelled()) { "CANCELLED" } else { "OK" };
                 check(step, &BTreeMap::from([("code", code.to_owned())]))
             }
             "finish" => check(step, &seen(self.started.take().ok_or("nothing was started")?.await?)),
@@ -147,7 +149,8 @@ impl Walker {
 
 fn timed(step: &Value, began: Instant) -> Done {
     let took = u64::try_from(began.elapsed().as_millis())?;
-    let (least, most) = (step["at_least_ms"].as_u64().unwrap_or(0), step["at_most_ms"].as_u64().unwrap_or(u64::MAX));
+    let (least, most) =
+        (step["at_least_ms"].as_u64().unwrap_or(0), step["at_most_ms"].as_u64().unwrap_or(u64::MAX));
     if (least..=most).contains(&took) { Ok(()) } else { Err(format!("it took {took} ms").into()) }
 }
 
