@@ -3,6 +3,7 @@
 
 mod access;
 mod client;
+mod connections;
 mod serve;
 mod value;
 
@@ -16,6 +17,7 @@ use clap::{Parser, Subcommand};
 pub use self::{
     access::{AccessArgs, SocketMode},
     client::{CheckArgs, ClientArgs, HealthArgs, Output, SignOutArgs},
+    connections::ConnectionArgs,
     serve::{
         AuditArgs, AwsArgs, LimitArgs, ListenArgs, LogArgs, ObserveArgs, ServeArgs, TimeArgs, TracesAsked,
     },
@@ -41,7 +43,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// The sidecar: serves gRPC, calls Cognito
-    Serve(ServeArgs),
+    Serve(Box<ServeArgs>),
     /// The whole story on this machine alone, with an embedded Cognito; then serves until Ctrl-C
     #[cfg(feature = "demo")]
     Demo(DemoArgs),
@@ -106,7 +108,7 @@ mod tests {
     fn serve(args: &[&str]) -> Result<ServeArgs, String> {
         let args = [&["cognito-signout", "serve"], args].concat();
         match Cli::try_parse_from(args).map_err(|error| error.to_string())?.command {
-            Command::Serve(args) => args.validate().map(|()| args),
+            Command::Serve(args) => args.validate().map(|()| *args),
             _ => unreachable!(),
         }
     }

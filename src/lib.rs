@@ -31,6 +31,7 @@
 //! | [`metrics`] | what is counted, and how it is told |
 //! | [`telemetry`] | logs |
 //! | [`traces`] | the caller's trace context, spans, OTLP |
+//! | [`panics`] | a panic takes one call along, never the process |
 //! | [`shutdown`] | SIGTERM and SIGINT |
 //! | [`client`] | the commands that are clients: `sign-out`, `health`; and `check` |
 //! | `demo` | the commands `demo` and `emulate`, with the embedded Cognito (feature `demo`) |
@@ -45,7 +46,7 @@
 //!     -> metrics, deadline -> status, policy, redact, config -> sign_out -> pattern
 //! ```
 //!
-//! `service` and `cognito` never see each other: what they share is the vocabulary. `pb`, `reload` and
+//! `service` and `cognito` never see each other: what they share is the vocabulary. `pb`, `panics`, `reload` and
 //! `shutdown` may be used by all and use nothing.
 
 pub mod attempts;
@@ -57,6 +58,7 @@ pub mod deadline;
 #[cfg(feature = "demo")]
 pub mod demo;
 pub mod metrics;
+pub mod panics;
 pub mod pattern;
 pub mod policy;
 pub mod quota;

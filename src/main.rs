@@ -7,6 +7,7 @@ use cognito_signout::{
     client,
     cognito::AwsSource,
     config::{AwsArgs, Cli, Command, ServeArgs},
+    panics,
     server::Sidecar,
     shutdown::Stop,
     telemetry,
@@ -23,7 +24,7 @@ fn main() -> ExitCode {
     };
     let code = runtime.block_on(async {
         match cli.command {
-            Command::Serve(args) => serve(args).await.unwrap_or_else(client::print::failure),
+            Command::Serve(args) => serve(*args).await.unwrap_or_else(client::print::failure),
             #[cfg(feature = "demo")]
             Command::Demo(args) => {
                 cognito_signout::demo::run(args).await.unwrap_or_else(client::print::failure)
@@ -46,6 +47,7 @@ async fn serve(args: ServeArgs) -> Result<ExitCode, Box<dyn std::error::Error>> 
     let log = args.log.clone();
     let sidecar = Sidecar::bind(args, AwsSource::environment(AwsArgs::credentials_may_need_region())).await?;
     telemetry::start(&log);
+    panics::report_to_log();
     sidecar.run(Stop::on_signals()?).await?;
     Ok(ExitCode::SUCCESS)
 }

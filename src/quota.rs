@@ -57,23 +57,19 @@ impl<S: SignOut> SignOut for Bounded<S> {
     async fn sign_out(&self, call: &Call) -> Result<SignedOut, SignOutError> {
         let _permit = match self.gate.permits.try_acquire() {
             Ok(permit) => permit,
-            Err(tokio::sync::TryAcquireError::Closed) => return Err(shutting_down()),
+            Err(tokio::sync::TryAcquireError::Closed) => return Err(SignOutError::shutting_down()),
             Err(tokio::sync::TryAcquireError::NoPermits) => {
                 let Some(_place) = Place::take(&self.gate) else {
                     // A full queue empties at the speed of Cognito; no better figure is known here.
                     return Err(SignOutError::new(Cause::Overloaded).retry_after(Duration::from_secs(1)));
                 };
                 debug!("waits for its turn");
-                self.gate.permits.acquire().await.map_err(|_closed| shutting_down())?
+                self.gate.permits.acquire().await.map_err(|_closed| SignOutError::shutting_down())?
             }
         };
-        self.inner.sign_out(call).await
+        // On the heap, and not before there is a permit: what waits is small, what is at work is large.
+        Box::pin(self.inner.sign_out(call)).await
     }
-}
-
-fn shutting_down() -> SignOutError {
-    // Elsewhere it may succeed at once; here a successor needs a moment.
-    SignOutError::new(Cause::ShuttingDown).retry_after(Duration::from_millis(100))
 }
 
 /// A place in the queue, given back however the waiting ends.

@@ -157,9 +157,7 @@ impl Record {
         // What is logged below carries the same ids as our own line.
         let span = info_span!("call", request_id = self.request_id, trace_id = self.trace_id);
         let answer = self.recorder.cut_off.run_until_cancelled(answer.instrument(span)).await;
-        answer.unwrap_or_else(|| {
-            Err(SignOutError::new(Cause::ShuttingDown).retry_after(Duration::from_millis(100)))
-        })
+        answer.unwrap_or_else(|| Err(SignOutError::shutting_down()))
     }
 
     /// The request has become a call: from now on what is recorded names its pool and its attempts, and what is done for it

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
 
 use crate::sign_out::{Call, Cause, SignOut, SignOutError, SignedOut};
 
@@ -13,12 +14,14 @@ use crate::sign_out::{Call, Cause, SignOut, SignOutError, SignedOut};
 pub struct Retrying<S> {
     inner: S,
     max_attempts: u32,
+    closing: CancellationToken,
 }
 
 impl<S: SignOut> Retrying<S> {
-    /// At most `max_attempts` attempts, the first included.
-    pub fn new(inner: S, max_attempts: u32) -> Self {
-        Self { inner, max_attempts }
+    /// At most `max_attempts` attempts, the first included. Once `closing` is cancelled nothing waits for another: it
+    /// is made at once, and whoever is asked says that the sidecar is shutting down.
+    pub fn new(inner: S, max_attempts: u32, closing: CancellationToken) -> Self {
+        Self { inner, max_attempts, closing }
     }
 }
 
@@ -42,10 +45,18 @@ impl<S: SignOut> SignOut for Retrying<S> {
             if Instant::now() + delay >= call.deadline {
                 return Err(error);
             }
-            sleep(delay).await;
+            if self.closing.run_until_cancelled(sleep(delay)).await.is_none() {
+                return Err(shutting_down_after(error));
+            }
             attempt += 1;
         }
     }
+}
+
+/// No other attempt is made here; what is known of the last one stays known.
+fn shutting_down_after(error: SignOutError) -> SignOutError {
+    let aws = error.aws.clone();
+    SignOutError { aws, source: Some(error.into()), ..SignOutError::shutting_down() }
 }
 
 /// Whether we try again ourselves. Our own limits are not Cognito's failures: the caller decides.
@@ -78,7 +89,7 @@ fn delay_after(error: &SignOutError, attempt: u32, chance: f64) -> Option<Durati
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
+    use std::sync::{Arc, Mutex};
 
     use super::*;
     use crate::sign_out::User;
@@ -120,7 +131,7 @@ mod tests {
         failures: Vec<SignOutError>,
         within: Duration,
     ) -> (Result<SignedOut, SignOutError>, Vec<Instant>) {
-        let retrying = Retrying::new(Scripted::failing(failures), 3);
+        let retrying = Retrying::new(Scripted::failing(failures), 3, CancellationToken::new());
         let result = retrying.sign_out(&call(within)).await;
         (result, retrying.inner.asked.into_inner().unwrap())
     }
@@ -168,6 +179,23 @@ mod tests {
         assert_eq!(error.retry_after, Some(Duration::from_secs(5)));
         assert_eq!(asked.len(), 1);
         assert_eq!(Instant::now(), begun, "nothing was waited for");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_backoff_ends_when_the_sidecar_shuts_down() {
+        let closing = CancellationToken::new();
+        let asks = throttled().retry_after(Duration::from_secs(5));
+        let retrying = Arc::new(Retrying::new(Scripted::failing(vec![asks]), 3, closing.clone()));
+        let (ours, begun) = (retrying.clone(), Instant::now());
+        let backing_off = tokio::spawn(async move { ours.sign_out(&call(Duration::from_secs(60))).await });
+        while retrying.inner.asked.lock().unwrap().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        closing.cancel();
+
+        let error = backing_off.await.unwrap().unwrap_err();
+        assert_eq!((error.cause, Instant::now()), (Cause::ShuttingDown, begun));
+        assert_eq!(retrying.inner.asked.lock().unwrap().len(), 1);
     }
 
     #[test]

@@ -1,10 +1,13 @@
 //! The sidecar as a whole: everything is bound, then served, watched, and drained.
 
 mod admin;
-mod counted;
+mod connection;
+mod connections;
 mod guard;
 mod health;
+mod intake;
 mod listen;
+mod tasks;
 mod tls;
 mod uds;
 
@@ -18,26 +21,24 @@ use std::{
 use prometheus_client::registry::Unit;
 use tokio::{
     sync::mpsc,
-    task::JoinSet,
-    time::{Instant, sleep, timeout_at},
+    time::{Instant, sleep, timeout, timeout_at},
 };
-use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{
     Request,
     service::{RoutesBuilder, interceptor::InterceptedService},
-    transport::Server,
 };
-use tower::layer::layer_fn;
 use tracing::{info, warn};
 
-use self::{counted::Counted, guard::Guard, health::Health, listen::Listener, uds::Permission};
+use self::{
+    connections::Connections, guard::Guard, health::Health, intake::Rules, listen::Listener, tasks::Tasks,
+    uds::Permission,
+};
 use crate::{
     attempts::{Attempted, Queued},
     audit::{Audit, AuditError},
     cognito::{AwsSource, Cognito, Credentials},
     config::{LimitArgs, ListenAddress, ServeArgs, TracesAsked},
-    deadline::Deadlines,
     metrics::{Kind, Metrics},
     pb::{self, sign_out_service_server::SignOutServiceServer},
     policy::Access,
@@ -53,9 +54,8 @@ use crate::{
 /// A request is two short strings; tonic's own limit of 4 MiB would be an invitation. This much still lets a far too
 /// long field be answered by what is wrong with it.
 const MAX_REQUEST_BYTES: usize = 64 * 1024;
-/// A peer that is gone without a word is noticed after this and [`KEEPALIVE_TIMEOUT`].
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(60);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// What is under way when the drain deadline cuts it is given so long to notice.
+const LAST_MOMENT: Duration = Duration::from_millis(200);
 
 /// Everything is bound, nothing is served yet.
 pub struct Sidecar {
@@ -97,12 +97,9 @@ pub enum RunError {
     /// A task that runs as long as the process has ended.
     #[error("{0} ended unexpectedly")]
     TaskEnded(&'static str),
-    /// A task panicked.
-    #[error("a task failed: {0}")]
-    TaskFailed(#[from] tokio::task::JoinError),
-    /// A server could not go on.
-    #[error("the gRPC server failed: {0}")]
-    Server(#[from] tonic::transport::Error),
+    /// A task panicked; the log says where.
+    #[error("{0} failed: a bug")]
+    TaskFailed(&'static str),
 }
 
 fn hint(error: &io::Error, flag: &str) -> String {
@@ -152,7 +149,8 @@ impl Sidecar {
 
     /// Serves until a stop is asked for and what was under way is done.
     pub async fn run(self, stop: Stop) -> Result<(), RunError> {
-        let ServeArgs { listen, access: _, time, limits, aws, observe, audit: _, log: _ } = self.args;
+        let ServeArgs { listen, access: _, time, limits, connections, aws, observe, audit: _, log: _ } =
+            self.args;
         for address in self.listeners.iter().map(Listener::address) {
             info!(address = %address, version = env!("CARGO_PKG_VERSION"), "serving gRPC");
         }
@@ -171,11 +169,13 @@ impl Sidecar {
         watch(&metrics, &credentials, &health, &limits);
         let gate = Gate::new(limits.max_in_flight as usize, limits.max_waiting as usize);
         let cognito = Cognito::new(self.source, aws, credentials);
+        // From its cancelling on nothing more is sent, and every connection is asked to go.
+        let closing = CancellationToken::new();
         let traces = Traces::start(TracesAsked::by_environment(), &metrics);
         let attempted = Attempted::new(cognito, metrics.clone(), traces.clone());
         let bounded = Bounded::new(attempted, gate.clone());
         let queued = Queued::new(bounded, metrics.clone(), traces.clone());
-        let chain = Retrying::new(queued, time.max_attempts);
+        let chain = Retrying::new(queued, time.max_attempts, closing.clone());
         if let Some(audit) = &self.audit {
             begin_audit(audit, &metrics, &mut tasks);
         }
@@ -195,81 +195,72 @@ impl Sidecar {
             add_reflection(&mut routes, &access);
         }
 
-        // From here on: `closing` ends the accepting of connections and sends GOAWAY.
-        let closing = CancellationToken::new();
-        let (accepted, connections) = mpsc::channel(64);
+        // The listeners accept, and connections stay, until `closing` is cancelled.
+        let (accepted, incoming) = mpsc::channel(64);
+        let listening = TaskTracker::new();
         let tls = self.guard.acceptor(metrics.refused_connections("api", "tls"));
         for listener in self.listeners {
             let refused = metrics.refused_connections("api", "accept");
-            let accept = listener.accept(accepted.clone(), refused, tls.clone());
+            let accept = listening.track_future(listener.accept(accepted.clone(), refused, tls.clone()));
             tasks.spawn_closable("a gRPC listener", accept, &closing);
         }
         let (certificates, policy) = self.guard.keepers(&metrics);
         tasks.spawn("the reloader of certificates", certificates);
         tasks.spawn("the reloader of the policy", policy);
         drop(accepted);
-        let mut api = tokio::spawn(
-            Server::builder()
-                .layer(layer_fn(Deadlines))
-                .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-                .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-                .add_routes(routes.routes())
-                .serve_with_incoming_shutdown(
-                    Counted::all(ReceiverStream::new(connections), metrics.clone(), "api"),
-                    closing.clone().cancelled_owned(),
-                ),
-        );
+        let admin_connections = Connections::new(admin::limits(&connections), metrics.clone(), "admin");
+        let connections = Connections::new(connections, metrics.clone(), "api");
+        let rules = Rules::new(limits.max_calls(), time.call_timeout, closing.clone());
+        let (api, served) = (connections.clone(), TaskTracker::new());
+        let server = api.server();
+        let api = api.serve(incoming, server, routes.routes(), rules, closing.clone());
+        tasks.spawn_finishing("the gRPC server", served.track_future(api), &closing);
         // The admin listener serves until the process ends: probes may ask while calls finish.
-        let (admin_accepted, admin_connections) = mpsc::channel(16);
+        let (admin_accepted, admin_incoming) = mpsc::channel(16);
         let refused = metrics.refused_connections("admin", "accept");
         tasks.spawn("the admin listener", self.admin.accept(admin_accepted, refused, None));
-        let admin_connections =
-            Counted::all(ReceiverStream::new(admin_connections), metrics.clone(), "admin");
-        tasks.spawn_fallible(
+        tasks.spawn(
             "the admin server",
-            admin::serve(admin_connections, metrics, admin_health, health.process()),
+            admin::serve(admin_incoming, admin_connections, metrics, admin_health, health.process()),
         );
 
         let health_keeper = health.clone();
         tasks.spawn("the health keeper", async move { health_keeper.keep().await });
 
-        let trouble = tokio::select! {
-            () = stop.asked() => None,
-            error = tasks.unexpected_end() => Some(error),
-            ended = &mut api => Some(match ended {
-                Ok(Ok(())) => RunError::TaskEnded("the gRPC server"),
-                Ok(Err(error)) => error.into(),
-                Err(error) => error.into(),
-            }),
+        let way_out = async {
+            stop.asked().await;
+            let deadline = Instant::now() + time.drain_timeout;
+            info!(drain_timeout_s = time.drain_timeout.as_secs_f64(), "stopping: not ready any more");
+            health.stopping().await;
+            tokio::select! {
+                () = sleep(time.drain_delay) => {}
+                () = stop.at_once() => {}
+            }
+            info!("stopping: taking no more work");
+            gate.close();
+            closing.cancel();
+            health.close_watches().await;
+            listening.close();
+            listening.wait().await;
+            served.close();
+            tokio::select! {
+                drained = timeout_at(deadline, served.wait()) => match drained {
+                    Ok(()) => info!("stopped: everything is answered"),
+                    Err(_elapsed) => warn!("stopped by --drain-timeout: calls were still under way"),
+                },
+                () = stop.at_once() => warn!("stopped at once: a stop was asked for twice"),
+            }
+            recorder.finish(deadline).await;
+            // Those whose call was cut off are told so, if they listen.
+            let _ = timeout(LAST_MOMENT, served.wait()).await;
+            connections.cut();
         };
-        if let Some(error) = trouble {
-            recorder.finish(Instant::now()).await;
-            return Err(error);
-        }
-
-        let deadline = Instant::now() + time.drain_timeout;
-        info!(drain_timeout_s = time.drain_timeout.as_secs_f64(), "stopping: taking no more work");
-        health.stopping().await;
-        tokio::select! {
-            () = sleep(time.drain_delay) => {}
-            () = stop.at_once() => {}
-        }
-        gate.close();
-        closing.cancel();
-        health.close_watches().await;
-        tokio::select! {
-            drained = timeout_at(deadline, api) => match drained {
-                Ok(ended) => {
-                    ended??;
-                    info!("stopped: everything is answered");
-                }
-                // An idle peer alone can bring us here: tonic waits for it without any limit.
-                Err(_elapsed) => warn!("stopped by --drain-timeout: connections were still open"),
-            },
-            () = stop.at_once() => warn!("stopped at once: a stop was asked for twice"),
-        }
-        recorder.finish(deadline).await;
-        Ok(())
+        let error = tokio::select! {
+            () = way_out => return Ok(()),
+            error = tasks.unexpected_end() => error,
+        };
+        recorder.finish(Instant::now()).await;
+        Err(error)
     }
 }
 
@@ -361,56 +352,5 @@ fn add_reflection(routes: &mut RoutesBuilder, access: &Access) {
         routes
             .add_service(InterceptedService::new(v1, known.clone()))
             .add_service(InterceptedService::new(v1alpha, known));
-    }
-}
-
-/// Tasks that run as long as the process: an end of any is an error, never half a sidecar.
-#[derive(Default)]
-struct Tasks(JoinSet<Result<(), RunError>>);
-
-impl Tasks {
-    fn spawn(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
-        self.0.spawn(async move {
-            task.await;
-            Err(RunError::TaskEnded(name))
-        });
-    }
-
-    fn spawn_fallible(
-        &mut self,
-        name: &'static str,
-        task: impl Future<Output = Result<(), tonic::transport::Error>> + Send + 'static,
-    ) {
-        self.0.spawn(async move {
-            task.await?;
-            Err(RunError::TaskEnded(name))
-        });
-    }
-
-    /// A task that may end once `closing` is cancelled, and is dropped then.
-    fn spawn_closable(
-        &mut self,
-        name: &'static str,
-        task: impl Future<Output = ()> + Send + 'static,
-        closing: &CancellationToken,
-    ) {
-        let closing = closing.clone();
-        self.0.spawn(async move {
-            match closing.run_until_cancelled(task).await {
-                Some(()) => Err(RunError::TaskEnded(name)),
-                None => Ok(()),
-            }
-        });
-    }
-
-    async fn unexpected_end(&mut self) -> RunError {
-        loop {
-            match self.0.join_next().await {
-                Some(Ok(Err(error))) => return error,
-                Some(Err(error)) => return error.into(),
-                Some(Ok(Ok(()))) => {}
-                None => std::future::pending().await,
-            }
-        }
     }
 }

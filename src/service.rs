@@ -8,6 +8,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
     deadline::Due,
+    panics,
     pb::{
         AdminUserGlobalSignOutRequest, AdminUserGlobalSignOutResponse, BulkAdminUserGlobalSignOutRequest,
         BulkAdminUserGlobalSignOutResponse, sign_out_service_server::SignOutService,
@@ -83,8 +84,12 @@ impl<S: SignOut, O: Observer> Desk<S, O> {
         let call = record.becomes(Call::new(user, deadline));
         let answer = if self.access.allows(&caller, &call.user.pool) {
             let answer = record.until_cut_off(async {
-                let answer = timeout_at(call.deadline, self.sign_out.sign_out(&call)).await;
-                answer.unwrap_or_else(|_elapsed| Err(SignOutError::new(Cause::DeadlineExceeded)))
+                let answer = timeout_at(call.deadline, panics::catch(self.sign_out.sign_out(&call))).await;
+                match answer {
+                    Ok(Ok(answer)) => answer,
+                    Ok(Err(panicked)) => Err(SignOutError::because(Cause::SidecarInternalError, panicked)),
+                    Err(_elapsed) => Err(SignOutError::new(Cause::DeadlineExceeded)),
+                }
             });
             answer.await
         } else {
@@ -151,4 +156,74 @@ pub fn presented<T>(request: &Request<T>) -> Presented {
         _ => None,
     };
     Presented::new(peer.unwrap_or_else(|| Arc::new(Peer::Plain { loopback: false })), authorization)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Panics for one user, and signs all others out.
+    struct Fragile;
+
+    impl SignOut for Fragile {
+        async fn sign_out(&self, call: &Call) -> Result<SignedOut, SignOutError> {
+            call.note_sent();
+            assert!(call.user.name.reveal() != "mallory", "never heard of {}", call.user.name.reveal());
+            Ok(SignedOut { aws_request_id: None, at: None, region: "eu-central-1".parse().unwrap() })
+        }
+    }
+
+    struct Counter(Arc<std::sync::Mutex<Vec<Option<Cause>>>>);
+
+    impl Observer for Counter {
+        fn answered(&self, failure: Option<&Cause>) {
+            self.0.lock().unwrap().push(failure.cloned());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_panic_ends_its_own_call_and_tells_nothing_of_what_it_said() {
+        use tonic_types::StatusExt as _;
+
+        use crate::pb::{
+            sign_out_service_client::SignOutServiceClient, sign_out_service_server::SignOutServiceServer,
+        };
+
+        let answered = Arc::default();
+        let access = Access { policy: None, certificates: false, allow_pools: Vec::new() };
+        let recorder = Recorder::new(crate::metrics::Metrics::new(false), None, None);
+        let desk = Desk::new(
+            Fragile,
+            Counter(Arc::clone(&answered)),
+            Access { policy: None, certificates: false, allow_pools: Vec::new() },
+            recorder,
+            Duration::from_secs(10),
+        );
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(
+            tonic::transport::Server::builder()
+                .add_service(SignOutServiceServer::new(Service::new(desk)))
+                .serve_with_incoming(tokio_stream::wrappers::TcpListenerStream::new(listener)),
+        );
+        let endpoint = tonic::transport::Endpoint::from_shared(address).unwrap();
+        let mut client = SignOutServiceClient::new(endpoint.connect().await.unwrap());
+        let mut sign_out = async |username: &str| {
+            client
+                .admin_user_global_sign_out(AdminUserGlobalSignOutRequest {
+                    user_pool_id: "eu-central-1_EXAMPLE02".to_owned(),
+                    username: username.to_owned(),
+                })
+                .await
+        };
+
+        let status = sign_out("mallory").await.unwrap_err();
+
+        let info = status.get_details_error_info().unwrap();
+        assert_eq!((status.code(), info.reason.as_str()), (tonic::Code::Internal, "SIDECAR_INTERNAL_ERROR"));
+        assert_eq!((&*info.metadata["outcome"], &*info.metadata["fault"]), ("unknown", "sidecar"));
+        assert!(!format!("{status:?}").contains("mallory"));
+        sign_out("ada").await.unwrap();
+        assert_eq!(*answered.lock().unwrap(), [Some(Cause::SidecarInternalError), None]);
+    }
 }

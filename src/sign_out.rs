@@ -354,6 +354,11 @@ impl SignOutError {
         Self { cause, aws: Box::default(), retry_after: None, source: None }
     }
 
+    /// The process is on its way out: elsewhere the call may succeed at once, here a successor needs a moment.
+    pub fn shutting_down() -> Self {
+        Self::new(Cause::ShuttingDown).retry_after(Duration::from_millis(100))
+    }
+
     /// The same, with what lies below it.
     pub fn because(cause: Cause, source: impl Into<BoxError>) -> Self {
         Self { source: Some(source.into()), ..Self::new(cause) }

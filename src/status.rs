@@ -92,6 +92,11 @@ pub fn of_refusal(error: &SignOutError) -> Status {
     status(error, None, Outcome::NotSent)
 }
 
+/// The status of a call of which nothing more is known, because a panic ended it.
+pub fn of_bug() -> Status {
+    status(&SignOutError::new(Cause::SidecarInternalError), None, Outcome::Unknown)
+}
+
 fn status(error: &SignOutError, pool: Option<&UserPoolId>, outcome: Outcome) -> Status {
     let (code, reason) = code_and_reason(&error.cause);
     let pool = pool.map(UserPoolId::as_str);

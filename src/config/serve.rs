@@ -7,6 +7,7 @@ use clap::Args;
 use clap::Parser;
 
 use super::access::{AccessArgs, SocketMode};
+use super::connections::ConnectionArgs;
 use super::value::{
     AuditOnFailure, AuditSink, ListenAddress, LogFormat, LogLevel, PoolRegion, duration, positive,
 };
@@ -31,6 +32,9 @@ pub struct ServeArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "told by its type")]
     pub limits: LimitArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "told by its type")]
+    pub connections: ConnectionArgs,
     #[command(flatten)]
     #[expect(missing_docs, reason = "told by its type")]
     pub aws: AwsArgs,
@@ -129,6 +133,15 @@ pub struct LimitArgs {
     /// Calls that wait at one time; what is beyond is refused at once
     #[arg(long, env = "COGNITO_SIGNOUT_MAX_WAITING", value_name = "N", default_value_t = 16384)]
     pub max_waiting: u32,
+}
+
+impl LimitArgs {
+    /// How many sign-outs there may be, each a call of its own: at Cognito, in the queue, and as many again that wait
+    /// between two attempts or are still arriving.
+    pub fn max_calls(&self) -> usize {
+        let Self { max_in_flight, max_waiting } = *self;
+        2 * (max_in_flight as usize + max_waiting as usize)
+    }
 }
 
 /// How AWS is reached, where that is ours to say.
@@ -260,7 +273,8 @@ impl ServeArgs {
 
     /// What no single flag can tell: combinations that cannot work, or that would be dangerous.
     pub fn validate(&self) -> Result<(), String> {
-        let Self { listen: _, access, time, limits: _, aws: _, observe: _, audit: _, log: _ } = self;
+        let Self { listen: _, access, time, limits: _, connections: _, aws: _, observe: _, audit: _, log: _ } =
+            self;
         access.validate()?;
         if time.drain_delay > time.drain_timeout {
             return Err(format!(

@@ -1,7 +1,7 @@
 //! `/livez`, `/readyz`, `/metrics` and gRPC health for probes, on one port and in plain text. Nothing secret or powerful
 //! is here.
 
-use std::{io, sync::Arc};
+use std::{io, sync::Arc, time::Duration};
 
 use axum::{
     http::{
@@ -11,25 +11,30 @@ use axum::{
     response::{IntoResponse as _, Response},
     routing::get,
 };
-use tokio::sync::watch;
-use tokio_stream::Stream;
-use tonic::{
-    Status,
-    service::Routes,
-    transport::{Error, Server},
-};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tonic::{Status, service::Routes};
 use tonic_health::{pb::health_server::HealthServer, server::HealthService};
 
-use super::{counted::Counted, listen::Io};
-use crate::metrics::{Format, Metrics};
+use super::{connections::Connections, intake::Rules, listen::Io};
+use crate::{
+    config::ConnectionArgs,
+    metrics::{Format, Metrics},
+};
+
+/// What peers of this listener may do: probes come and go, and need little.
+pub(super) fn limits(api: &ConnectionArgs) -> ConnectionArgs {
+    ConnectionArgs { max_connections: 256, max_streams: 64, ..api.clone() }
+}
 
 /// Serves for as long as the process lives, draining included. `ready` is the health of the process.
 pub(super) async fn serve(
-    connections: impl Stream<Item = io::Result<Counted<Io>>>,
+    accepted: mpsc::Receiver<io::Result<Io>>,
+    connections: Connections,
     metrics: Arc<Metrics>,
     health: HealthServer<HealthService>,
     ready: watch::Receiver<bool>,
-) -> Result<(), Error> {
+) {
     let mut routes = Routes::new(health);
     let readyz = move || {
         let answer = if *ready.borrow() {
@@ -51,7 +56,11 @@ pub(super) async fn serve(
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .fallback(unknown);
-    Server::builder().accept_http1(true).add_routes(routes).serve_with_incoming(connections).await
+    let server = connections.server().accept_http1(true);
+    // Nothing closes it but the end of the process. A sign-out is asked for here by mistake only.
+    let never = CancellationToken::new();
+    let rules = Rules::new(64, Duration::from_secs(1), never.clone());
+    connections.serve(accepted, server, routes, rules, never).await;
 }
 
 /// What is not there, in the words of whoever asks.

@@ -3,7 +3,8 @@
 use std::{collections::BTreeMap, fs, path::Path};
 
 /// Who may be used by whom: a module may use those of a lower rank, and its own.
-const RANKS: [(&str, u32); 23] = [
+const RANKS: [(&str, u32); 24] = [
+    ("panics", 0),
     ("pattern", 0),
     ("pb", 0),
     ("reload", 0),

@@ -1,0 +1,367 @@
+//! The connections of callers: how many there are, how long each may stay, and how it ends.
+//!
+//! Each is served by a tonic server of its own, so that each can be asked to go (GOAWAY) by itself, and goes through a
+//! [`Guarded`] socket, so that each can be cut whatever the peer does or leaves undone.
+
+use std::{
+    collections::HashMap,
+    io,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    time::{Instant, sleep, timeout},
+};
+use tokio_stream::StreamExt as _;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::{
+    service::Routes,
+    transport::{Server, server::Connected},
+};
+use tracing::{debug, warn};
+
+use super::{
+    connection::{Connection, Guarded},
+    intake::{Intake, Rules},
+};
+use crate::{
+    config::ConnectionArgs,
+    deadline::Deadlines,
+    metrics::{Metrics, OpenConnection},
+};
+
+/// A peer that was asked to go has so long to do it, counted from the end of the last call on its connection. One that
+/// behaves needs one round trip.
+const LEAVE: Duration = Duration::from_secs(1);
+
+/// So much of a connection's unread data is held for it, over all its streams; hyper would hold 1 MiB for each stream.
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+const STREAM_WINDOW: u32 = 64 * 1024 - 1;
+
+/// Streams that a peer has reset before they were looked at, and streams that were reset because the peer broke the
+/// protocol: with more of either the connection is ended. This is what stops a rapid reset.
+const MAX_RESET_BY_PEER: usize = 20;
+const MAX_RESET_BY_US: usize = 128;
+
+/// The connections of one server. Clones are the same.
+#[derive(Clone)]
+pub(super) struct Connections(Arc<Shared>);
+
+struct Shared {
+    limits: ConnectionArgs,
+    room: Arc<Semaphore>,
+    open: Mutex<HashMap<u64, Arc<Connection>>>,
+    next: AtomicU64,
+    metrics: Arc<Metrics>,
+    listener: &'static str,
+    made_room: Complaint,
+    turned_away: Complaint,
+}
+
+impl Connections {
+    /// `listener` is its name in the metrics.
+    pub(super) fn new(limits: ConnectionArgs, metrics: Arc<Metrics>, listener: &'static str) -> Self {
+        Self(Arc::new(Shared {
+            room: Arc::new(Semaphore::new(limits.max_connections as usize)),
+            limits,
+            open: Mutex::default(),
+            next: AtomicU64::new(0),
+            metrics,
+            listener,
+            made_room: Complaint::default(),
+            turned_away: Complaint::default(),
+        }))
+    }
+
+    /// A server with the limits that HTTP/2 itself knows.
+    pub(super) fn server(&self) -> Server {
+        let ConnectionArgs { max_streams, max_header_bytes, keepalive_interval, keepalive_timeout, .. } =
+            self.0.limits;
+        Server::builder()
+            .max_concurrent_streams(max_streams)
+            .http2_max_header_list_size(max_header_bytes)
+            .http2_keepalive_interval(Some(keepalive_interval))
+            .http2_keepalive_timeout(Some(keepalive_timeout))
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .http2_max_pending_accept_reset_streams(Some(MAX_RESET_BY_PEER))
+            .http2_max_local_error_reset_streams(Some(MAX_RESET_BY_US))
+    }
+
+    /// Serves what is accepted until nothing more comes and the last connection has ended. Once `closing` is cancelled
+    /// every connection is asked to go, and those on which nothing is under way are cut.
+    pub(super) async fn serve<I>(
+        self,
+        mut accepted: mpsc::Receiver<io::Result<I>>,
+        server: Server,
+        routes: Routes,
+        rules: Arc<Rules>,
+        closing: CancellationToken,
+    ) where
+        I: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+    {
+        let routes = routes.prepare();
+        let tasks = TaskTracker::new();
+        while let Some(io) = accepted.recv().await {
+            let Ok(io) = io else { continue };
+            let Some(io) = self.admit(io).await else { continue };
+            let connection = io.connection().clone();
+            let go = CancellationToken::new();
+            let incoming = tokio_stream::once(Ok::<_, io::Error>(io)).chain(tokio_stream::pending());
+            let service = Intake::new(Deadlines(routes.clone()), connection.clone(), rules.clone());
+            let served =
+                server.clone().serve_with_incoming_shutdown(service, incoming, go.clone().cancelled_owned());
+            let (connections, closing) = (self.clone(), closing.clone());
+            tasks.spawn(async move {
+                tokio::select! {
+                    ended = served => if let Err(error) = ended {
+                        debug!(%error, "a connection could not be served");
+                    },
+                    () = connections.attend(&connection, &go, &closing) => {}
+                    // tonic waits for a second connection, which never comes.
+                    () = connection.closed() => {}
+                }
+            });
+        }
+        tasks.close();
+        tasks.wait().await;
+    }
+
+    /// Cuts every connection, whatever is under way.
+    pub(super) fn cut(&self) {
+        for connection in self.open().values() {
+            connection.cut();
+        }
+    }
+
+    /// Lets a connection in; if there is no room, in the place of another. `None` if every other is at work.
+    async fn admit<I>(&self, io: I) -> Option<Guarded<I>> {
+        let room = self.0.room.clone();
+        let permit = match room.clone().try_acquire_owned() {
+            Ok(permit) => permit,
+            Err(_full) => {
+                if self.make_room() {
+                    let limit = self.0.limits.max_connections;
+                    self.0.made_room.about(|times| {
+                        warn!(
+                            times,
+                            limit,
+                            "--max-connections: the least useful connections were closed to let others in"
+                        );
+                    });
+                    // The one that was cut ends with the next turn of its task.
+                    timeout(LEAVE, room.acquire_owned()).await.ok()?.ok()?
+                } else {
+                    let limit = self.0.limits.max_connections;
+                    self.0.metrics.refused_connections(self.0.listener, "limit").inc();
+                    self.0.turned_away.about(|times| {
+                        warn!(
+                            times,
+                            limit,
+                            "--max-connections: connections were closed at once: all others are at work"
+                        );
+                    });
+                    return None;
+                }
+            }
+        };
+        let id = self.0.next.fetch_add(1, Ordering::Relaxed);
+        let connection = Arc::new(Connection::new());
+        self.open().insert(id, connection.clone());
+        let open = self.0.metrics.connection(self.0.listener);
+        let place = Place { id, connections: self.clone(), _permit: permit, _open: open };
+        Some(Guarded::new(io, connection, self.0.limits.write_timeout, place))
+    }
+
+    /// Cuts the connection that is of least use. `false` if every one is at work.
+    fn make_room(&self) -> bool {
+        let mut open = self.open();
+        let least = open
+            .iter()
+            .filter_map(|(id, connection)| Some((connection.usefulness()?, *id)))
+            .min()
+            .map(|(_, id)| id);
+        let least = least.and_then(|id| open.remove(&id));
+        least.inspect(|connection| connection.cut()).is_some()
+    }
+
+    /// Asks a connection to go when it is time, and cuts it if it does not. Never returns: the connection ends it.
+    async fn attend(&self, connection: &Connection, go: &CancellationToken, closing: &CancellationToken) {
+        let ConnectionArgs { handshake_timeout, idle_timeout, max_connection_age, .. } = self.0.limits;
+        let silent = async {
+            sleep(handshake_timeout).await;
+            if !connection.has_begun() {
+                connection.cut();
+            }
+            std::future::pending().await
+        };
+        tokio::select! {
+            () = closing.cancelled() => {}
+            () = aged(max_connection_age) => {}
+            () = connection.idle_for(idle_timeout), if !idle_timeout.is_zero() => {}
+            () = silent => {}
+        }
+        go.cancel();
+        connection.idle_for(LEAVE).await;
+        connection.cut();
+        std::future::pending().await
+    }
+
+    fn open(&self) -> MutexGuard<'_, HashMap<u64, Arc<Connection>>> {
+        // Nobody panics with the lock held; and the map would be whole if somebody did.
+        self.0.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Waits for an age, give or take a tenth: connections that were made together must not all come back together.
+async fn aged(age: Duration) {
+    if age.is_zero() {
+        return std::future::pending().await;
+    }
+    sleep(age.mul_f64(0.9 + 0.2 * fastrand::f64())).await;
+}
+
+/// A place among the connections, given back when the socket is.
+pub(super) struct Place {
+    id: u64,
+    connections: Connections,
+    _permit: OwnedSemaphorePermit,
+    _open: OpenConnection,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.connections.open().remove(&self.id);
+    }
+}
+
+/// Says at most once in a while what happens all the time: a flood of connections must not be one of log lines.
+#[derive(Default)]
+struct Complaint(Mutex<(u64, Option<Instant>)>);
+
+impl Complaint {
+    fn about(&self, complain: impl FnOnce(u64)) {
+        const PAUSE: Duration = Duration::from_secs(10);
+
+        let mut guard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (times, last) = &mut *guard;
+        *times += 1;
+        if last.is_none_or(|last| last.elapsed() >= PAUSE) {
+            *last = Some(Instant::now());
+            complain(std::mem::take(times));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Only {
+        #[command(flatten)]
+        connections: ConnectionArgs,
+    }
+
+    fn connections(args: &[&str]) -> Connections {
+        let args = ["test"].iter().chain(args);
+        Connections::new(Only::parse_from(args).connections, Metrics::new(false), "api")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_least_useful_connection_makes_room_and_one_at_work_never_does() {
+        let connections = connections(&["--max-connections=5"]);
+        let mut admitted = Vec::new();
+        for _ in 0..5 {
+            admitted.push(connections.admit(()).await.unwrap());
+            sleep(Duration::from_secs(5)).await;
+        }
+        let of = |n: usize| admitted[n].connection().clone();
+        // The oldest is at work, the next was refused, one holds a health watch, over one a user was signed out, and the
+        // last never asked for anything.
+        let _work = of(0).begin(true);
+        drop(of(1).begin(true));
+        let _watch = of(2).begin(false);
+        of(3).begin(true).succeeded();
+
+        let order = |connections: &Connections| {
+            assert!(connections.make_room());
+            (0..5).map(|n| of(n).is_cut()).collect::<Vec<_>>()
+        };
+        assert_eq!(order(&connections), [false, false, false, false, true]);
+        assert_eq!(order(&connections), [false, true, false, false, true]);
+        assert_eq!(order(&connections), [false, true, true, false, true]);
+        assert_eq!(order(&connections), [false, true, true, true, true]);
+        assert!(!connections.make_room(), "a connection at work is not closed for another");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_was_made_just_now_is_given_a_moment_to_ask() {
+        let connections = connections(&["--max-connections=2"]);
+        let old = connections.admit(()).await.unwrap();
+        drop(old.connection().begin(true));
+        sleep(Duration::from_secs(5)).await;
+        let young = connections.admit(()).await.unwrap();
+
+        assert!(connections.make_room());
+        assert!(old.connection().is_cut() && !young.connection().is_cut());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn beyond_the_limit_nobody_is_let_in_until_another_is_gone() {
+        let connections = connections(&["--max-connections=1"]);
+        let first = connections.admit(()).await.unwrap();
+        let work = first.connection().begin(true);
+        assert!(connections.admit(()).await.is_none(), "all at work: the newcomer is turned away");
+        drop(work);
+
+        let connection = first.connection().clone();
+        let ends = tokio::spawn(async move {
+            while !connection.is_cut() {
+                tokio::task::yield_now().await;
+            }
+            drop(first);
+        });
+        assert!(connections.admit(()).await.is_some());
+        ends.await.unwrap();
+        assert!(connections.open().is_empty(), "its place is given back with the socket");
+    }
+
+    #[tokio::test]
+    async fn nothing_is_left_of_a_connection_that_its_peer_has_closed() {
+        let connections = connections(&[]);
+        let (accepted, incoming) = mpsc::channel(1);
+        let closing = CancellationToken::new();
+        let rules = Rules::new(1, Duration::from_secs(1), closing.clone());
+        let server = connections.server();
+        let served = connections.clone().serve(incoming, server, Routes::default(), rules, closing);
+        let (ours, theirs) = tokio::io::duplex(1024);
+        accepted.send(Ok(theirs)).await.unwrap();
+        drop((ours, accepted));
+
+        let ended = timeout(Duration::from_secs(10), served).await;
+
+        assert!(ended.is_ok(), "its task goes on");
+        assert!(connections.open().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_complaint_is_made_at_once_and_then_once_in_a_while_with_how_often() {
+        let complaint = Complaint::default();
+        let mut told = Vec::new();
+        for _ in 0..5 {
+            complaint.about(|times| told.push(times));
+        }
+        tokio::time::advance(Duration::from_secs(10)).await;
+        complaint.about(|times| told.push(times));
+        assert_eq!(told, [1, 5]);
+    }
+}

@@ -1,0 +1,299 @@
+//! What every request passes before a service sees it: it is counted, its message has to come in time and in bounds, and
+//! a panic of whatever serves it ends it alone.
+
+use std::{
+    convert::Infallible,
+    future::ready,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use http::{Request, Response};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, Sleep, sleep_until},
+};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tonic::{
+    Status,
+    body::Body,
+    codegen::{BoxFuture, Bytes, Service},
+};
+use tracing::{error, info};
+
+use super::connection::{Connection, UnderWay};
+use crate::{
+    panics,
+    sign_out::{Cause, SignOutError},
+    status,
+};
+
+/// Messages of calls that have not arrived in full may take so much, all together.
+const MAX_HELD_BYTES: usize = 16 * 1024 * 1024;
+/// Bulk streams at one time; each holds back up to one message.
+const MAX_BULK_STREAMS: usize = 1024;
+/// Streams of reflection, which answers at length and only to people.
+const MAX_REFLECTION_STREAMS: usize = 64;
+/// Everything else: checks and watches of health, and methods that do not exist.
+const MAX_OTHERS: usize = 4096;
+
+/// How much of everything there may be in the whole process.
+pub(super) struct Rules {
+    call_timeout: Duration,
+    closing: CancellationToken,
+    calls: Arc<Semaphore>,
+    bulk_streams: Arc<Semaphore>,
+    reflection: Arc<Semaphore>,
+    others: Arc<Semaphore>,
+    held: AtomicUsize,
+}
+
+impl Rules {
+    /// `calls` is how many single sign-outs there may be in all, whatever they are doing. Once `closing` is cancelled, a
+    /// call whose message has not arrived is told that the sidecar is shutting down.
+    pub(super) fn new(calls: usize, call_timeout: Duration, closing: CancellationToken) -> Arc<Self> {
+        let at_most = |n: usize| Arc::new(Semaphore::new(n.min(Semaphore::MAX_PERMITS)));
+        Arc::new(Self {
+            call_timeout,
+            closing,
+            calls: at_most(calls),
+            bulk_streams: at_most(MAX_BULK_STREAMS),
+            reflection: at_most(MAX_REFLECTION_STREAMS),
+            others: at_most(MAX_OTHERS),
+            held: AtomicUsize::new(0),
+        })
+    }
+
+    fn of(&self, kind: Kind) -> Arc<Semaphore> {
+        match kind {
+            Kind::Call => &self.calls,
+            Kind::Bulk => &self.bulk_streams,
+            Kind::Reflection => &self.reflection,
+            Kind::Other => &self.others,
+        }
+        .clone()
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Call,
+    Bulk,
+    Reflection,
+    Other,
+}
+
+impl Kind {
+    fn of(path: &str) -> Self {
+        match path {
+            "/cognito.signout.v1.SignOutService/AdminUserGlobalSignOut" => Self::Call,
+            "/cognito.signout.v1.SignOutService/BulkAdminUserGlobalSignOut" => Self::Bulk,
+            _ if path.starts_with("/grpc.reflection.") => Self::Reflection,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// The services, as one connection sees them.
+#[derive(Clone)]
+pub(super) struct Intake<S> {
+    services: S,
+    connection: Arc<Connection>,
+    rules: Arc<Rules>,
+}
+
+impl<S> Intake<S> {
+    pub(super) fn new(services: S, connection: Arc<Connection>, rules: Arc<Rules>) -> Self {
+        Self { services, connection, rules }
+    }
+}
+
+impl<S> Service<Request<Body>> for Intake<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
+    S::Future: Send + 'static,
+{
+    type Response = Response<Answer>;
+    type Error = Infallible;
+    type Future = BoxFuture<Self::Response, Infallible>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.services.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let kind = Kind::of(request.uri().path());
+        let mut under_way = self.connection.begin(matches!(kind, Kind::Call | Kind::Bulk));
+        let Ok(permit) = self.rules.of(kind).try_acquire_owned() else {
+            let status = refuse(&overloaded());
+            under_way.worked();
+            return Box::pin(ready(Ok(answer(status.into_http(), under_way, None))));
+        };
+
+        let due = match kind {
+            // Its own deadline is kept elsewhere; and with a day's patience nobody needs a day to send a few bytes.
+            Kind::Call => Some(Instant::now() + self.rules.call_timeout),
+            Kind::Bulk | Kind::Reflection | Kind::Other => None,
+        };
+        let rules = self.rules.clone();
+        let request =
+            request.map(|body| Body::new(Message { body, kind, due, patience: None, held: 0, rules }));
+        let served = self.services.call(request);
+        Box::pin(async move {
+            let response = match panics::catch(served).await {
+                Ok(Ok(response)) => response,
+                Err(panics::Panicked) => {
+                    error!("a call was ended by a panic");
+                    status::of_bug().into_http()
+                }
+            };
+            // A failure has its status in the headers, a success in the trailers.
+            if kind == Kind::Call && !response.headers().contains_key(Status::GRPC_STATUS) {
+                under_way.succeeded();
+            }
+            if kind != Kind::Bulk {
+                under_way.worked();
+            }
+            Ok(answer(response, under_way, Some(permit)))
+        })
+    }
+}
+
+fn overloaded() -> SignOutError {
+    SignOutError::new(Cause::Overloaded).retry_after(Duration::from_secs(1))
+}
+
+/// The status of a call that goes no further than this.
+fn refuse(error: &SignOutError) -> Status {
+    let (code, reason) = status::code_and_reason(&error.cause);
+    let status = status::of_refusal(error);
+    info!(code = status::code_name(code), reason, "refused: {}", status.message());
+    status
+}
+
+/// A request's message on its way in.
+struct Message {
+    body: Body,
+    kind: Kind,
+    due: Option<Instant>,
+    /// Made when there is something to wait for, which for most messages there is not.
+    patience: Option<Patience>,
+    held: usize,
+    rules: Arc<Rules>,
+}
+
+struct Patience {
+    due: Option<Pin<Box<Sleep>>>,
+    closing: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+impl Message {
+    /// Why no more is waited for.
+    fn impatience(&mut self, cx: &mut Context<'_>) -> Poll<Status> {
+        // An item of a bulk stream is answered by itself, and may come at any time.
+        if self.kind == Kind::Bulk {
+            return Poll::Pending;
+        }
+        let Self { due, patience, rules, .. } = self;
+        let patience = patience.get_or_insert_with(|| Patience {
+            due: due.map(|due| Box::pin(sleep_until(due))),
+            closing: Box::pin(rules.closing.clone().cancelled_owned()),
+        });
+        if patience.closing.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(refuse(&SignOutError::shutting_down()));
+        }
+        match &mut patience.due {
+            Some(due) => due.as_mut().poll(cx).map(|()| refuse(&SignOutError::new(Cause::DeadlineExceeded))),
+            None => Poll::Pending,
+        }
+    }
+
+    /// Takes note of what has arrived; what a service makes of a whole message is its own affair.
+    fn hold(&mut self, bytes: usize) -> Result<(), Status> {
+        // A stream of messages holds one at a time, and the number of such streams is bounded.
+        if matches!(self.kind, Kind::Bulk | Kind::Reflection) {
+            return Ok(());
+        }
+        self.held += bytes;
+        if self.rules.held.fetch_add(bytes, Ordering::Relaxed) + bytes > MAX_HELD_BYTES {
+            return Err(refuse(&overloaded()));
+        }
+        Ok(())
+    }
+
+    fn release(&mut self) {
+        self.rules.held.fetch_sub(std::mem::take(&mut self.held), Ordering::Relaxed);
+    }
+}
+
+impl HttpBody for Message {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = self.get_mut();
+        match Pin::new(&mut this.body).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                let held = this.hold(frame.data_ref().map_or(0, Bytes::len));
+                Poll::Ready(Some(held.map(|()| frame)))
+            }
+            Poll::Ready(end) => {
+                this.release();
+                Poll::Ready(end)
+            }
+            Poll::Pending => this.impatience(cx).map(|status| Some(Err(status))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Message {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
+
+fn answer(
+    response: Response<Body>,
+    under_way: UnderWay,
+    permit: Option<OwnedSemaphorePermit>,
+) -> Response<Answer> {
+    response.map(|body| Answer { body, _under_way: under_way, _permit: permit })
+}
+
+/// An answer on its way out: the request is under way until it has been taken.
+pub(super) struct Answer {
+    body: Body,
+    _under_way: UnderWay,
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl HttpBody for Answer {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        Pin::new(&mut self.get_mut().body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,247 @@
+//! Never more than it can bear: calls at Cognito, calls that wait, connections, and what each of them may hold.
+
+use std::time::{Duration, Instant};
+
+use cognito_signout::pb::{
+    AdminUserGlobalSignOutRequest, AdminUserGlobalSignOutResponse,
+    sign_out_service_client::SignOutServiceClient,
+};
+use tokio::task::JoinSet;
+use tonic::{Code, Request, Status, metadata::MetadataValue};
+use tonic_types::StatusExt as _;
+
+use crate::{
+    harness::{POOL, Sidecar, metadata, reason, request},
+    raw::{Raw, kind},
+    scripted::{Gate, Reply, Scripted},
+};
+
+#[tokio::test]
+async fn a_burst_is_served_whole_over_a_bounded_number_of_connections() {
+    const IN_FLIGHT: usize = 32;
+    const CALLS: usize = 2000;
+
+    let upstream = Scripted::start(|_, _| Reply::ok()).await;
+    let sidecar = Sidecar::at(&upstream.url()).arg("--max-in-flight", IN_FLIGHT).start().await;
+    let channels: Vec<_> = (0..3).map(|_| sidecar.channel()).collect();
+    let mut calls = JoinSet::new();
+    for n in 0..CALLS {
+        let mut client = SignOutServiceClient::new(channels[n % channels.len()].clone());
+        calls.spawn(async move {
+            let call = request(POOL, &format!("user{n}"), Duration::from_secs(100));
+            client.admin_user_global_sign_out(call).await
+        });
+    }
+
+    for answer in calls.join_all().await {
+        answer.unwrap();
+    }
+    assert_eq!(upstream.requests().len(), CALLS);
+    // Not a call, but a connection may be one too many: a call that waits for a connection takes one that another gives
+    // back in the meantime, and the client then keeps both.
+    assert!(upstream.connections() <= 2 * IN_FLIGHT, "{} connections to Cognito", upstream.connections());
+}
+
+#[tokio::test]
+async fn a_deadline_that_passes_in_the_queue_is_our_fault_and_nothing_was_sent() {
+    let upstream = Scripted::start(|_, _| Reply::never()).await;
+    let sidecar =
+        Sidecar::at(&upstream.url()).arg("--max-in-flight", 1).arg("--attempt-timeout", "60s").start().await;
+    let _first = sidecar.spawn_sign_out(POOL, "first");
+    upstream.wait_for_requests(1).await;
+
+    let status = sidecar.sign_out_within(POOL, "second", Duration::from_millis(300)).await.unwrap_err();
+
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::DeadlineExceeded, "DEADLINE_EXCEEDED"));
+    assert_eq!(
+        (metadata(&status, "outcome").as_str(), metadata(&status, "fault").as_str()),
+        ("not_sent", "sidecar")
+    );
+    assert_eq!(upstream.requests().len(), 1);
+}
+
+#[tokio::test]
+async fn a_full_queue_refuses_at_once_and_says_when_to_come_back() {
+    let gate = Gate::closed();
+    let held = gate.clone();
+    let upstream = Scripted::start(move |_, _| Reply::ok().after(&held)).await;
+    let sidecar = Sidecar::at(&upstream.url())
+        .arg("--max-in-flight", 1)
+        .arg("--max-waiting", 1)
+        .arg("--log-level", "debug")
+        .start()
+        .await;
+    let first = sidecar.spawn_sign_out(POOL, "first");
+    upstream.wait_for_requests(1).await;
+    let second = sidecar.spawn_sign_out(POOL, "second");
+    sidecar.log.wait_for_message("waits for its turn").await;
+
+    let status = sidecar.sign_out(POOL, "third").await.unwrap_err();
+
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::ResourceExhausted, "OVERLOADED"));
+    assert_eq!(metadata(&status, "outcome"), "not_sent");
+    assert!(status.get_details_retry_info().unwrap().retry_delay.is_some());
+    assert!(status.metadata().get("grpc-retry-pushback-ms").is_some());
+    gate.open();
+    first.await.unwrap().unwrap();
+    second.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn who_waits_is_served_in_the_order_of_arrival() {
+    let gate = Gate::closed();
+    let held = gate.clone();
+    let upstream = Scripted::start(move |_, _| Reply::ok().after(&held)).await;
+    let sidecar =
+        Sidecar::at(&upstream.url()).arg("--max-in-flight", 1).arg("--log-level", "debug").start().await;
+    let mut calls = vec![sidecar.spawn_sign_out(POOL, "user0")];
+    upstream.wait_for_requests(1).await;
+    for n in 1..6 {
+        calls.push(sidecar.spawn_sign_out(POOL, &format!("user{n}")));
+        let waiting = || {
+            let lines = sidecar.log.lines();
+            lines.iter().filter(|line| line["message"] == "waits for its turn").count()
+        };
+        while waiting() < n {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    gate.open();
+
+    for call in calls {
+        call.await.unwrap().unwrap();
+    }
+    let names: Vec<_> = upstream.requests().iter().map(|request| request.username()).collect();
+    assert_eq!(names, ["user0", "user1", "user2", "user3", "user4", "user5"]);
+}
+
+#[tokio::test]
+async fn idle_connections_beyond_the_limit_make_room_and_a_call_under_way_does_not() {
+    let gate = Gate::closed();
+    let held = gate.clone();
+    let upstream = Scripted::start(move |_, request| match request.username().as_str() {
+        "slow" => Reply::ok().after(&held),
+        _ => Reply::ok(),
+    })
+    .await;
+    let sidecar = Sidecar::at(&upstream.url()).arg("--max-connections", 8).start().await;
+    let slow = sidecar.spawn_sign_out(POOL, "slow");
+    upstream.wait_for_requests(1).await;
+
+    let mut idle = Vec::new();
+    for _ in 0..50 {
+        idle.push(Raw::connect(sidecar.address()).await);
+    }
+    // Each over a connection of its own.
+    for n in 0..20 {
+        sidecar.sign_out(POOL, &format!("honest{n}")).await.unwrap();
+    }
+
+    // Of those that came first nothing is left; nor is there ever more than the limit.
+    for raw in &mut idle[..40] {
+        raw.wait_for_end().await;
+    }
+    let line = sidecar.log.wait_for_message("--max-connections").await;
+    assert_eq!(line["limit"], 8);
+    gate.open();
+    slow.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_peer_that_does_not_speak_http_2_in_time_is_cut() {
+    let sidecar = Sidecar::before_nothing().arg("--handshake-timeout", "200ms").start().await;
+    let mut silent = Raw::connect(sidecar.address()).await;
+    let mut slow = Raw::connect(sidecar.address()).await;
+    slow.send(b"PRI * HT").await.unwrap();
+    let mut prober = Raw::connect(&sidecar.admin().to_string()).await;
+
+    for peer in [&mut silent, &mut slow, &mut prober] {
+        peer.wait_for_end().await;
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_is_idle_or_old_is_asked_to_go_and_then_cut() {
+    for flag in ["--idle-timeout", "--max-connection-age"] {
+        let sidecar = Sidecar::before_nothing().arg(flag, "300ms").start().await;
+        let mut raw = Raw::greeted(sidecar.address()).await;
+
+        raw.wait_for_frame(kind::GOAWAY).await;
+
+        raw.wait_for_end().await;
+    }
+}
+
+#[tokio::test]
+async fn age_costs_a_caller_no_call() {
+    let upstream = Scripted::start(|_, _| Reply::ok().delayed(Duration::from_millis(20))).await;
+    let sidecar = Sidecar::at(&upstream.url()).arg("--max-connection-age", "100ms").start().await;
+    let mut client = sidecar.client();
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(1) {
+        client.admin_user_global_sign_out(request(POOL, "ada", Duration::from_secs(10))).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_peer_that_gives_no_sign_of_life_is_cut() {
+    let sidecar = Sidecar::before_nothing()
+        .arg("--keepalive-interval", "200ms")
+        .arg("--keepalive-timeout", "200ms")
+        .start()
+        .await;
+    let mut raw = Raw::greeted(sidecar.address()).await;
+    raw.wait_for_frame(kind::PING).await;
+    raw.wait_for_end().await;
+}
+
+#[tokio::test]
+async fn too_large_headers_and_messages_are_refused_and_the_next_call_is_served() {
+    let upstream = Scripted::start(|_, _| Reply::ok()).await;
+    let sidecar = Sidecar::before(&upstream).await;
+    let mut client = sidecar.client();
+
+    let mut huge = request(POOL, "ada", Duration::from_secs(10));
+    huge.metadata_mut().insert("x-padding", MetadataValue::try_from("x".repeat(20_000)).unwrap());
+    client.admin_user_global_sign_out(huge).await.unwrap_err();
+
+    let huge = request(POOL, &"x".repeat(1024 * 1024), Duration::from_secs(10));
+    let status = client.admin_user_global_sign_out(huge).await.unwrap_err();
+    assert!([Code::OutOfRange, Code::ResourceExhausted].contains(&status.code()), "{status:?}");
+
+    // What only a far too long field makes large is told what is wrong with it.
+    let long = request(POOL, &"x".repeat(10_000), Duration::from_secs(10));
+    let status = client.admin_user_global_sign_out(long).await.unwrap_err();
+    assert_eq!(reason(&status), "INVALID_REQUEST");
+
+    client.admin_user_global_sign_out(request(POOL, "ada", Duration::from_secs(10))).await.unwrap();
+    assert_eq!(upstream.requests().len(), 1);
+}
+
+/// A call whose message never comes.
+async fn half_a_call(sidecar: &Sidecar, timeout: Option<Duration>) -> Status {
+    let mut grpc = tonic::client::Grpc::new(sidecar.channel());
+    grpc.ready().await.unwrap();
+    let mut request = Request::new(tokio_stream::pending::<AdminUserGlobalSignOutRequest>());
+    if let Some(timeout) = timeout {
+        request.set_timeout(timeout);
+    }
+    let codec = tonic_prost::ProstCodec::<_, AdminUserGlobalSignOutResponse>::default();
+    let path = http::uri::PathAndQuery::from_static(crate::raw::SIGN_OUT);
+    grpc.client_streaming(request, path, codec).await.unwrap_err()
+}
+
+#[tokio::test]
+async fn a_message_that_does_not_come_is_not_waited_for_whatever_the_callers_patience() {
+    let sidecar = Sidecar::before_nothing().arg("--call-timeout", "500ms").start().await;
+    let long = Some(Duration::from_secs(3600));
+
+    let (none, long) = tokio::join!(half_a_call(&sidecar, None), half_a_call(&sidecar, long));
+
+    for status in [none, long] {
+        assert_eq!(reason(&status), "DEADLINE_EXCEEDED", "{status:?}");
+        assert_eq!(metadata(&status, "outcome"), "not_sent");
+        assert_eq!(metadata(&status, "fault"), "sidecar");
+    }
+}
