@@ -1,5 +1,6 @@
 //! The commands that are clients of a sidecar, and `check`, which stands where a sidecar will.
 
+pub mod bulk;
 pub mod check;
 pub mod health;
 pub mod print;

@@ -258,7 +258,7 @@ impl Intercept for Watch {
         _: &mut ConfigBag,
     ) -> Result<(), BoxError> {
         // A timer that fires late must not let a late attempt start: it would end a session begun in the meantime.
-        if Instant::now() >= self.0.call.deadline {
+        if Instant::now() >= self.0.call.deadline() {
             self.0.seen().late = true;
             return Err("the deadline had passed before the request was sent".into());
         }

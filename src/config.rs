@@ -16,12 +16,12 @@ use clap::{Parser, Subcommand};
 
 pub use self::{
     access::{AccessArgs, SocketMode},
-    client::{CheckArgs, ClientArgs, HealthArgs, Output, SignOutArgs},
+    client::{BulkArgs, CheckArgs, ClientArgs, HealthArgs, InputFormat, Output, SignOutArgs},
     connections::ConnectionArgs,
     serve::{
         AuditArgs, AwsArgs, LimitArgs, ListenArgs, LogArgs, ObserveArgs, ServeArgs, TimeArgs, TracesAsked,
     },
-    value::{AuditOnFailure, AuditSink, ListenAddress, LogFormat, LogLevel, PoolRegion},
+    value::{AuditOnFailure, AuditSink, ListenAddress, LogFormat, LogLevel, PoolRegion, QuotaRps},
 };
 
 /// The command line.
@@ -54,6 +54,8 @@ pub enum Command {
     SignOut(SignOutArgs),
     /// Preflight: credentials, region, network, clock, permission and pool, with nobody signed out
     Check(CheckArgs),
+    /// Signs many users out, as a client of the sidecar; a run that was ended goes on with --resume
+    Bulk(BulkArgs),
     /// Asks the sidecar for its health: exit status 0 if it serves, 1 if not
     Health(HealthArgs),
 }
@@ -168,6 +170,16 @@ mod tests {
     }
 
     #[test]
+    fn a_quota_is_for_all_regions_or_for_one() {
+        let none = serve(&[]).unwrap().limits;
+        assert_eq!((none.quota_rps.len(), none.quota_share), (0, 1.0));
+        let some = serve(&["--quota-rps", "25,eu-central-1=50", "--quota-share=50%"]).unwrap().limits;
+        assert_eq!(some.quota_rps[0], QuotaRps { region: None, rps: 25.0 });
+        assert_eq!(some.quota_rps[1], QuotaRps { region: "eu-central-1".parse().ok(), rps: 50.0 });
+        assert_eq!(some.quota_share, 0.5);
+    }
+
+    #[test]
     fn reflection_can_be_switched_off() {
         assert!(!serve(&["--reflection=false"]).unwrap().listen.reflection);
         assert!(serve(&["--reflection"]).unwrap().listen.reflection);
@@ -190,6 +202,11 @@ mod tests {
             (&["--pool-region", "us-east-1_A"], "PATTERN=REGION"),
             (&["--pool-region", "us*1=eu-west-1"], "ends in one *"),
             (&["--pool-region", "us-east-1_A=europe"], "does not look like an AWS region"),
+            (&["--quota-rps", "0"], "such as 25"),
+            (&["--quota-rps", "europe=5"], "does not look like an AWS region"),
+            (&["--quota-rps", "5,25"], "--quota-rps says 5 and 25"),
+            (&["--quota-share", "0"], "such as 0.5"),
+            (&["--quota-share", "101%"], "such as 0.5"),
             (&["--drain-delay", "30s"], "--drain-timeout"),
             (&["--log-format", "xml"], "text, json"),
         ] {

@@ -4,8 +4,9 @@
 //!
 //! # How a call walks
 //!
-//! message -> [`service`] parses it into the vocabulary of [`sign_out`], once -> [`retry`] attempts within the deadline
-//! -> [`quota`] lets no more through at one time than allowed -> [`cognito`] makes one attempt by the AWS SDK -> a
+//! message -> [`service`] parses it into the vocabulary of [`sign_out`], once -> [`quota`] joins it to one that waits for the
+//! same user -> [`retry`] attempts within the deadline -> [`quota`] lets through what the account's quota allows, and no more
+//! at one time than allowed -> [`cognito`] makes one attempt by the AWS SDK -> a
 //! `SignedOut` or a `SignOutError` -> [`status`] maps that, once, to what the caller sees.
 //!
 //! # Modules
@@ -24,7 +25,8 @@
 //! | [`record`] | what is left of a call: its log line, its metrics, its audit event, its span |
 //! | [`attempts`] | attempts and their waiting, seen: two `SignOut`s around a `SignOut` |
 //! | [`retry`] | attempts within the deadline: a `SignOut` around a `SignOut` |
-//! | [`quota`] | the limit in flight and its queue: another |
+//! | `bulk` | the bidirectional stream, each item a call of its own |
+//! | [`quota`] | how much is asked of Cognito: in flight, a second, and never twice where once will do: three more |
 //! | [`cognito`] | the adapter: one attempt by the SDK, its failure in our words; the only place that knows AWS |
 //! | [`server`] | bind everything, serve, drain; owns health and the admin listener |
 //! | [`audit`] | the audit log: one event for each sign-out asked for |
@@ -42,7 +44,7 @@
 //! To the right only; a test reads the `use` lines and holds it.
 //!
 //! ```text
-//! main -> client, demo -> server -> service, retry, quota, cognito, telemetry -> attempts -> record -> audit, traces
+//! main -> client, demo -> server -> service -> bulk, retry, quota, cognito, telemetry -> attempts -> record -> audit, traces
 //!     -> metrics, deadline -> status, policy, redact, config -> sign_out -> pattern
 //! ```
 //!
@@ -51,6 +53,7 @@
 
 pub mod attempts;
 pub mod audit;
+mod bulk;
 pub mod client;
 pub mod cognito;
 pub mod config;

@@ -35,6 +35,7 @@ fn main() -> ExitCode {
             }
             Command::SignOut(args) => client::sign_out::run(args).await,
             Command::Check(args) => client::check::run(args).await,
+            Command::Bulk(args) => client::bulk::run(args).await,
             Command::Health(args) => client::health::run(args).await,
         }
     });

@@ -28,11 +28,18 @@ impl<S: SignOut> Retrying<S> {
 impl<S: SignOut> SignOut for Retrying<S> {
     async fn sign_out(&self, call: &Call) -> Result<SignedOut, SignOutError> {
         let mut attempt = 1;
+        let mut last: Option<SignOutError> = None;
         loop {
             let error = match self.inner.sign_out(call).await {
                 Ok(signed_out) => return Ok(signed_out),
                 Err(error) => error,
             };
+            // The wait for the next attempt would outlast the deadline: what ended the last one is the answer.
+            if error.cause == Cause::QuotaExhausted
+                && let Some(last) = last
+            {
+                return Err(SignOutError { retry_after: error.retry_after.max(last.retry_after), ..last });
+            }
             let Some(delay) = delay_after(&error, attempt, fastrand::f64()) else {
                 return Err(error);
             };
@@ -42,13 +49,14 @@ impl<S: SignOut> SignOut for Retrying<S> {
                 return Err(error);
             }
             // A backoff that would outlast the deadline ends the call now, with what went wrong.
-            if Instant::now() + delay >= call.deadline {
+            if Instant::now() + delay >= call.deadline() {
                 return Err(error);
             }
             if self.closing.run_until_cancelled(sleep(delay)).await.is_none() {
                 return Err(shutting_down_after(error));
             }
             attempt += 1;
+            last = Some(error);
         }
     }
 }
@@ -62,7 +70,10 @@ fn shutting_down_after(error: SignOutError) -> SignOutError {
 /// Whether we try again ourselves. Our own limits are not Cognito's failures: the caller decides.
 fn is_worth_another_attempt(cause: &Cause) -> bool {
     cause.is_retryable()
-        && !matches!(cause, Cause::DeadlineExceeded | Cause::Overloaded | Cause::ShuttingDown)
+        && !matches!(
+            cause,
+            Cause::DeadlineExceeded | Cause::Overloaded | Cause::QuotaExhausted | Cause::ShuttingDown
+        )
 }
 
 /// How long to wait after the given attempt (counted from 1); `None` if waiting is of no use.

@@ -38,15 +38,16 @@ use crate::{
     attempts::{Attempted, Queued},
     audit::{Audit, AuditError},
     cognito::{AwsSource, Cognito, Credentials},
-    config::{LimitArgs, ListenAddress, ServeArgs, TracesAsked},
+    config::{LimitArgs, ListenAddress, QuotaRps, ServeArgs, TracesAsked},
     metrics::{Kind, Metrics},
     pb::{self, sign_out_service_server::SignOutServiceServer},
     policy::Access,
-    quota::{Bounded, Gate},
+    quota::{Bounded, Gate, Joining, Paced, Pacer, Quotas},
     record::Recorder,
     retry::Retrying,
     service::{self, Desk, Service},
     shutdown::Stop,
+    sign_out::UserPoolId,
     status,
     traces::Traces,
 };
@@ -168,21 +169,27 @@ impl Sidecar {
         let watcher = health.watcher();
         watch(&metrics, &credentials, &health, &limits);
         let gate = Gate::new(limits.max_in_flight as usize, limits.max_waiting as usize);
-        let cognito = Cognito::new(self.source, aws, credentials);
+        let cognito = Arc::new(Cognito::new(self.source, aws, credentials));
+        let region_of = {
+            let cognito = cognito.clone();
+            move |pool: &UserPoolId| cognito.region_of(pool)
+        };
         // From its cancelling on nothing more is sent, and every connection is asked to go.
         let closing = CancellationToken::new();
+        let pacer = Pacer::new(quotas(&limits), gate.clone());
         let traces = Traces::start(TracesAsked::by_environment(), &metrics);
         let attempted = Attempted::new(cognito, metrics.clone(), traces.clone());
         let bounded = Bounded::new(attempted, gate.clone());
-        let queued = Queued::new(bounded, metrics.clone(), traces.clone());
-        let chain = Retrying::new(queued, time.max_attempts, closing.clone());
+        let paced = Paced::new(bounded, pacer, region_of);
+        let queued = Queued::new(paced, metrics.clone(), traces.clone());
+        let chain = Joining::new(Retrying::new(queued, time.max_attempts, closing.clone()));
         if let Some(audit) = &self.audit {
             begin_audit(audit, &metrics, &mut tasks);
         }
         let recorder = Recorder::new(metrics.clone(), self.audit.clone(), traces);
         let access = self.guard.access();
         let desk = Desk::new(chain, watcher, access.clone(), recorder.clone(), time.call_timeout);
-        let service = Service::new(desk);
+        let service = Service::new(desk, gate.closing().clone());
 
         let mut routes = RoutesBuilder::default();
         routes.add_service(api_health);
@@ -276,7 +283,7 @@ fn begin_audit(audit: &Arc<Audit>, metrics: &Arc<Metrics>, tasks: &mut Tasks) {
 
 /// Metrics of what others keep.
 fn watch(metrics: &Metrics, credentials: &Credentials, health: &Health, limits: &LimitArgs) {
-    let LimitArgs { max_in_flight, max_waiting } = *limits;
+    let LimitArgs { max_in_flight, max_waiting, quota_rps: _, quota_share: _ } = *limits;
     metrics.constant(
         "attempts_in_flight_limit",
         "Attempts at one time, by --max-in-flight",
@@ -333,6 +340,19 @@ fn watch(metrics: &Metrics, credentials: &Credentials, health: &Health, limits: 
 
 fn since_epoch(at: SystemTime) -> f64 {
     at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
+
+fn quotas(limits: &LimitArgs) -> Quotas {
+    let rps = |quota: &&QuotaRps| quota.rps;
+    Quotas {
+        elsewhere: limits.quota_rps.iter().find(|quota| quota.region.is_none()).as_ref().map(rps),
+        regions: limits
+            .quota_rps
+            .iter()
+            .filter_map(|quota| Some((quota.region.clone()?, quota.rps)))
+            .collect(),
+        share: limits.quota_share,
+    }
 }
 
 /// Of our own protos, which `google/rpc/error_details.proto` is among, and of health, so that tools can ask for it.

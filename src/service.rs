@@ -2,11 +2,13 @@
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 use tokio_stream::Stream;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
+    bulk,
     deadline::Due,
     panics,
     pb::{
@@ -15,7 +17,7 @@ use crate::{
     },
     policy::{Access, Peer, Presented},
     record::{Arrival, Method, Record, Recorder},
-    sign_out::{Call, Cause, SignOut, SignOutError, SignedOut, User},
+    sign_out::{Call, Cause, FieldViolation, SignOut, SignOutError, SignedOut, User},
     status,
 };
 
@@ -26,12 +28,15 @@ pub trait Observer: Send + Sync + 'static {
 }
 
 /// The gRPC service.
-pub struct Service<S, O>(Arc<Desk<S, O>>);
+pub struct Service<S, O> {
+    desk: Arc<Desk<S, O>>,
+    draining: CancellationToken,
+}
 
 impl<S: SignOut, O: Observer> Service<S, O> {
-    /// Every call, and every item of a stream, goes over the same desk.
-    pub fn new(desk: Desk<S, O>) -> Self {
-        Self(Arc::new(desk))
+    /// Every call, and every item of a stream, goes over the same desk. Streams end when `draining` is cancelled.
+    pub fn new(desk: Desk<S, O>, draining: CancellationToken) -> Self {
+        Self { desk: Arc::new(desk), draining }
     }
 }
 
@@ -57,13 +62,15 @@ impl<S: SignOut, O: Observer> Desk<S, O> {
     }
 
     /// The answer to one request, which has to be given by `deadline`. Checked in this order: who is calling, are the
-    /// fields well formed, may this caller touch that pool.
+    /// fields well formed, may this caller touch that pool. `call` makes the call, whose own
+    /// deadline may come sooner.
     async fn serve(
         &self,
         arrival: Arrival,
         presented: &Presented,
-        message: AdminUserGlobalSignOutRequest,
+        message: Option<AdminUserGlobalSignOutRequest>,
         deadline: Instant,
+        call: impl FnOnce(User) -> Call,
     ) -> Result<AdminUserGlobalSignOutResponse, Status> {
         let mut record = self.recorder.begin(arrival);
         let caller = match self.access.identify(presented) {
@@ -76,26 +83,35 @@ impl<S: SignOut, O: Observer> Desk<S, O> {
         if let Err(error) = record.can_be_kept() {
             return Err(self.refuse(record, error, deadline).await);
         }
-        let user = match User::parse(&message.user_pool_id, &message.username) {
+        let user = match message {
+            Some(message) => User::parse(&message.user_pool_id, &message.username),
+            None => {
+                let description = "is missing; it says whom to sign out".to_owned();
+                Err(vec![FieldViolation { field: "request", description }])
+            }
+        };
+        let user = match user {
             Ok(user) => user,
             Err(violations) => return Err(self.refuse(record, violations.into(), deadline).await),
         };
 
-        let call = record.becomes(Call::new(user, deadline));
+        let call = record.becomes(call(user));
         let answer = if self.access.allows(&caller, &call.user.pool) {
             let answer = record.until_cut_off(async {
-                let answer = timeout_at(call.deadline, panics::catch(self.sign_out.sign_out(&call))).await;
-                match answer {
-                    Ok(Ok(answer)) => answer,
-                    Ok(Err(panicked)) => Err(SignOutError::because(Cause::SidecarInternalError, panicked)),
-                    Err(_elapsed) => Err(SignOutError::new(Cause::DeadlineExceeded)),
+                tokio::select! {
+                    biased;
+                    answer = panics::catch(self.sign_out.sign_out(&call)) => match answer {
+                        Ok(answer) => answer,
+                        Err(panicked) => Err(SignOutError::because(Cause::SidecarInternalError, panicked)),
+                    },
+                    () = call.expired() => Err(SignOutError::new(Cause::DeadlineExceeded)),
                 }
             });
             answer.await
         } else {
             Err(SignOutError::new(Cause::CallerNotAllowed))
         };
-        record.end(&answer, deadline).await;
+        record.end(&answer, call.deadline()).await;
         self.observer.answered(answer.as_ref().err().map(|error| &error.cause));
         match answer {
             Ok(signed_out) => Ok(signed_out.into()),
@@ -118,10 +134,11 @@ impl<S: SignOut, O: Observer> SignOutService for Service<S, O> {
         &self,
         request: Request<AdminUserGlobalSignOutRequest>,
     ) -> Result<Response<AdminUserGlobalSignOutResponse>, Status> {
-        let Due { arrived, deadline } = Due::of(&request, self.0.call_timeout);
+        let Due { arrived, deadline } = Due::of(&request, self.desk.call_timeout);
         let arrival = Arrival::of(Method::Unary, arrived, request.metadata());
         let presented = presented(&request);
-        self.0.serve(arrival, &presented, request.into_inner(), deadline).await.map(Response::new)
+        let (message, call) = (Some(request.into_inner()), |user| Call::new(user, deadline));
+        self.desk.serve(arrival, &presented, message, deadline, call).await.map(Response::new)
     }
 
     type BulkAdminUserGlobalSignOutStream =
@@ -129,11 +146,29 @@ impl<S: SignOut, O: Observer> SignOutService for Service<S, O> {
 
     async fn bulk_admin_user_global_sign_out(
         &self,
-        _: Request<Streaming<BulkAdminUserGlobalSignOutRequest>>,
+        request: Request<Streaming<BulkAdminUserGlobalSignOutRequest>>,
     ) -> Result<Response<Self::BulkAdminUserGlobalSignOutStream>, Status> {
-        Err(Status::unimplemented(
-            "BulkAdminUserGlobalSignOut is not served yet; call AdminUserGlobalSignOut for each user",
-        ))
+        let desk = self.desk.clone();
+        let call_timeout = desk.call_timeout;
+        // A stream without a deadline goes on for as long as it takes.
+        let Due { arrived, deadline: limit } = Due::of(&request, Duration::MAX);
+        let metadata = request.metadata().clone();
+        let presented = Arc::new(presented(&request));
+        // Nobody unknown holds a stream open. Each item asks again: a token may expire while it flows.
+        if let Err(why) = desk.access.identify(&presented) {
+            let record = desk.recorder.begin(Arrival::of(Method::Bulk, arrived, &metadata));
+            return Err(desk.refuse(record, why.into(), limit).await);
+        }
+        let serve = move |message: Option<AdminUserGlobalSignOutRequest>| {
+            let (desk, presented) = (desk.clone(), presented.clone());
+            let arrival = Arrival::of(Method::Bulk, Instant::now(), &metadata);
+            async move {
+                let call = |user| Call::bulk(user, limit, call_timeout);
+                desk.serve(arrival, &presented, message, limit, call).await
+            }
+        };
+        let results = bulk::results(request.into_inner(), serve, limit, self.draining.clone());
+        Ok(Response::new(Box::pin(results)))
     }
 }
 
@@ -203,7 +238,7 @@ mod tests {
         let address = format!("http://{}", listener.local_addr().unwrap());
         tokio::spawn(
             tonic::transport::Server::builder()
-                .add_service(SignOutServiceServer::new(Service::new(desk)))
+                .add_service(SignOutServiceServer::new(Service::new(desk, CancellationToken::new())))
                 .serve_with_incoming(tokio_stream::wrappers::TcpListenerStream::new(listener)),
         );
         let endpoint = tonic::transport::Endpoint::from_shared(address).unwrap();

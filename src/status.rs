@@ -41,6 +41,7 @@ pub fn code_and_reason(cause: &Cause) -> (Code, &'static str) {
         Cause::DeadlineExceeded => (Code::DeadlineExceeded, "DEADLINE_EXCEEDED"),
         Cause::UnexpectedResponse => (Code::Internal, "UNEXPECTED_RESPONSE"),
         Cause::Overloaded => (Code::ResourceExhausted, "OVERLOADED"),
+        Cause::QuotaExhausted => (Code::ResourceExhausted, "QUOTA_EXHAUSTED"),
         Cause::ShuttingDown => (Code::Unavailable, "SHUTTING_DOWN"),
         Cause::AuditUnavailable => (Code::Unavailable, "AUDIT_UNAVAILABLE"),
         Cause::CallerUnauthenticated(_) => (Code::Unauthenticated, "CALLER_UNAUTHENTICATED"),
@@ -161,6 +162,12 @@ fn add_details_of(cause: &Cause, pool: &str, region: &str, details: &mut ErrorDe
                 "the AWS account's request rate for this category of Cognito operations in the region",
             );
         }
+        Cause::QuotaExhausted => {
+            details.add_quota_failure_violation(
+                format!("region:{region}"),
+                "the sidecar's own budget (--quota-rps, --quota-share) of calls to Cognito in the region",
+            );
+        }
         Cause::InvalidParameter
         | Cause::NotAuthorized
         | Cause::CognitoInternalError
@@ -257,6 +264,10 @@ fn message(error: &SignOutError, pool: Option<&str>) -> String {
              signed out"
         ),
         Cause::Overloaded => "too many calls are waiting in the sidecar; try again after the delay in RetryInfo".to_owned(),
+        Cause::QuotaExhausted => format!(
+            "the sidecar's budget of calls to Cognito in {region} is spent until after the deadline; try again after \
+             the delay in RetryInfo"
+        ),
         Cause::ShuttingDown => "the sidecar is shutting down; try again elsewhere or later".to_owned(),
         Cause::AuditUnavailable => "the sidecar must record every sign-out and cannot write its audit log; its operator \
                                     must see to it, try again later"

@@ -52,6 +52,55 @@ pub struct SignOutArgs {
     pub client: ClientArgs,
 }
 
+/// How the users of `bulk` are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum InputFormat {
+    /// A username a line.
+    Text,
+    /// With a header; the columns are `username` and perhaps `user_pool_id`.
+    Csv,
+    /// A JSON object a line, with `username` and perhaps `user_pool_id`.
+    Jsonl,
+}
+
+/// `bulk`.
+#[derive(Debug, Args)]
+pub struct BulkArgs {
+    /// Users to sign out; - is standard input
+    #[arg(long, env = "COGNITO_SIGNOUT_CLIENT_FILE", value_name = "FILE")]
+    pub file: PathBuf,
+    /// How they are written; by the file's extension (.csv, .jsonl), else text, a username a line
+    #[arg(long, env = "COGNITO_SIGNOUT_CLIENT_FORMAT", value_name = "FORMAT")]
+    pub format: Option<InputFormat>,
+    /// Id of the user pool of users that name none in a column or field user_pool_id
+    #[arg(long, env = "COGNITO_SIGNOUT_CLIENT_USER_POOL_ID", value_name = "ID")]
+    pub user_pool_id: Option<String>,
+    /// Where results are written, a JSON object a line; FILE.results.jsonl unless told
+    #[arg(long, env = "COGNITO_SIGNOUT_CLIENT_RESULTS", value_name = "FILE")]
+    pub results: Option<PathBuf>,
+    /// Go on with an earlier run: who is signed out according to --results is left out
+    #[arg(long, env = "COGNITO_SIGNOUT_CLIENT_RESUME")]
+    pub resume: bool,
+    /// Read everything, say what would be done, sign nobody out
+    #[arg(long, env = "COGNITO_SIGNOUT_CLIENT_DRY_RUN")]
+    pub dry_run: bool,
+    /// How often a user is tried, the first time included
+    #[arg(
+        long,
+        env = "COGNITO_SIGNOUT_CLIENT_MAX_ATTEMPTS",
+        value_name = "N",
+        default_value_t = 5,
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
+    pub max_attempts: u32,
+    /// Give up when no answer has come for this long, because the sidecar or Cognito cannot be reached
+    #[arg(long, env = "COGNITO_SIGNOUT_CLIENT_GIVE_UP_AFTER", value_name = "TIME", default_value = "5m", value_parser = positive)]
+    pub give_up_after: Duration,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "told by its type")]
+    pub client: ClientArgs,
+}
+
 /// `health`.
 #[derive(Debug, Args)]
 pub struct HealthArgs {

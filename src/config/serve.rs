@@ -9,7 +9,8 @@ use clap::Parser;
 use super::access::{AccessArgs, SocketMode};
 use super::connections::ConnectionArgs;
 use super::value::{
-    AuditOnFailure, AuditSink, ListenAddress, LogFormat, LogLevel, PoolRegion, duration, positive,
+    AuditOnFailure, AuditSink, ListenAddress, LogFormat, LogLevel, PoolRegion, QuotaRps, duration, positive,
+    share,
 };
 
 /// `serve`.
@@ -133,13 +134,37 @@ pub struct LimitArgs {
     /// Calls that wait at one time; what is beyond is refused at once
     #[arg(long, env = "COGNITO_SIGNOUT_MAX_WAITING", value_name = "N", default_value_t = 16384)]
     pub max_waiting: u32,
+    /// Calls a second that Cognito allows the account: a number, or REGION=NUMBER; repeatable. Unless set, only bulk is
+    /// paced, at 15 a second
+    #[arg(long, env = "COGNITO_SIGNOUT_QUOTA_RPS", value_name = "N", value_delimiter = ',')]
+    pub quota_rps: Vec<QuotaRps>,
+    /// Part of the quota that this process may use, such as 0.5 or 50%; the rest is kept for the account's other users
+    /// of it, replicas included
+    #[arg(
+        long,
+        env = "COGNITO_SIGNOUT_QUOTA_SHARE",
+        value_name = "PART",
+        default_value = "1",
+        value_parser = share
+    )]
+    pub quota_share: f64,
 }
 
 impl LimitArgs {
+    /// Two numbers for one region: nobody can know which is meant.
+    fn validate(&self) -> Result<(), String> {
+        for (index, one) in self.quota_rps.iter().enumerate() {
+            if let Some(other) = self.quota_rps[..index].iter().find(|other| other.region == one.region) {
+                return Err(format!("--quota-rps says {} and {} for the same; say one", other.rps, one.rps));
+            }
+        }
+        Ok(())
+    }
+
     /// How many sign-outs there may be, each a call of its own: at Cognito, in the queue, and as many again that wait
     /// between two attempts or are still arriving.
     pub fn max_calls(&self) -> usize {
-        let Self { max_in_flight, max_waiting } = *self;
+        let Self { max_in_flight, max_waiting, .. } = *self;
         2 * (max_in_flight as usize + max_waiting as usize)
     }
 }
@@ -273,9 +298,10 @@ impl ServeArgs {
 
     /// What no single flag can tell: combinations that cannot work, or that would be dangerous.
     pub fn validate(&self) -> Result<(), String> {
-        let Self { listen: _, access, time, limits: _, connections: _, aws: _, observe: _, audit: _, log: _ } =
+        let Self { listen: _, access, time, limits, connections: _, aws: _, observe: _, audit: _, log: _ } =
             self;
         access.validate()?;
+        limits.validate()?;
         if time.drain_delay > time.drain_timeout {
             return Err(format!(
                 "--drain-delay {} is within --drain-timeout {}, so it cannot be longer; raise the latter",

@@ -104,6 +104,45 @@ pub enum AuditOnFailure {
     Closed,
 }
 
+/// A number of calls a second, perhaps of one region: `25` or `eu-central-1=50`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct QuotaRps {
+    /// The region that it is about; all that are not named otherwise if there is none.
+    pub region: Option<Region>,
+    /// Calls a second.
+    pub rps: f64,
+}
+
+impl FromStr for QuotaRps {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (region, number) = match text.split_once('=') {
+            Some((region, number)) => (Some(region.parse().map_err(|error| format!("{error}"))?), number),
+            None => (None, text),
+        };
+        match number.parse() {
+            Ok(rps) if (0.01..=1_000_000.0).contains(&rps) => Ok(Self { region, rps }),
+            _ => {
+                Err("write a number of calls a second, such as 25, or REGION=NUMBER, such as eu-central-1=25"
+                    .to_owned())
+            }
+        }
+    }
+}
+
+/// A part of a whole: `0.5` or `50%`, over 0 and up to 1.
+pub(super) fn share(text: &str) -> Result<f64, String> {
+    let parsed = match text.strip_suffix('%') {
+        Some(percent) => percent.parse().map(|percent: f64| percent / 100.0),
+        None => text.parse(),
+    };
+    match parsed {
+        Ok(share) if share > 0.0 && share <= 1.0 => Ok(share),
+        _ => Err("write a part of a whole, over 0 and up to 1, such as 0.5 or 50%".to_owned()),
+    }
+}
+
 /// Format of the logs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {

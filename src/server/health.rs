@@ -151,6 +151,7 @@ impl Observer for Watcher {
                 | Cause::CognitoUnreachable
                 | Cause::DeadlineExceeded
                 | Cause::Overloaded
+                | Cause::QuotaExhausted
                 | Cause::ShuttingDown
                 | Cause::AuditUnavailable
                 | Cause::CallerUnauthenticated(_)

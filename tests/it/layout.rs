@@ -24,10 +24,11 @@ const RANKS: [(&str, u32); 24] = [
     ("retry", 7),
     ("quota", 7),
     ("cognito", 7),
-    ("service", 7),
-    ("server", 8),
-    ("client", 9),
-    ("demo", 9),
+    ("bulk", 7),
+    ("service", 8),
+    ("server", 9),
+    ("client", 10),
+    ("demo", 10),
 ];
 
 #[test]

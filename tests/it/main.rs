@@ -16,6 +16,8 @@ mod access;
 mod attacks;
 mod audit;
 mod aws;
+mod bulk;
+mod bulk_command;
 mod calls;
 mod check;
 mod commands;
