@@ -225,7 +225,6 @@ mod tests {
         };
 
         let answered = Arc::default();
-        let access = Access { policy: None, certificates: false, allow_pools: Vec::new() };
         let recorder = Recorder::new(crate::metrics::Metrics::new(false), None, None);
         let desk = Desk::new(
             Fragile,

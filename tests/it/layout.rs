@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fs, path::Path};
 
 /// Who may be used by whom: a module may use those of a lower rank, and its own.
-const RANKS: [(&str, u32); 24] = [
+const RANKS: [(&str, u32); 25] = [
     ("panics", 0),
     ("pattern", 0),
     ("pb", 0),
