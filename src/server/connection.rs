@@ -31,6 +31,7 @@ pub(super) struct Connection {
     requests: AtomicU64,
     under_way: AtomicUsize,
     at_work: AtomicUsize,
+    arriving: AtomicUsize,
     proven: AtomicBool,
     /// Milliseconds from `accepted` to the beginning or end of the last request.
     last_use: AtomicU64,
@@ -65,6 +66,7 @@ impl Connection {
             requests: AtomicU64::new(0),
             under_way: AtomicUsize::new(0),
             at_work: AtomicUsize::new(0),
+            arriving: AtomicUsize::new(0),
             proven: AtomicBool::new(false),
             last_use: AtomicU64::new(0),
             cut: AtomicBool::new(false),
@@ -82,6 +84,12 @@ impl Connection {
         }
         self.used();
         UnderWay { connection: self.clone(), work }
+    }
+
+    /// A call has begun whose message has not come in full, until this is dropped.
+    pub(super) fn arriving(self: &Arc<Self>) -> Arriving {
+        self.arriving.fetch_add(1, Ordering::Relaxed);
+        Arriving(self.clone())
     }
 
     /// Ends the connection without another word, whatever the peer does.
@@ -123,7 +131,8 @@ impl Connection {
     pub(super) fn usefulness(&self) -> Option<Usefulness> {
         const YOUNG: Duration = Duration::from_secs(1);
 
-        if self.at_work.load(Ordering::Relaxed) > 0 {
+        // A call whose message has not come is no work yet: whoever sends a byte a second would be safe for ever.
+        if self.at_work.load(Ordering::Relaxed) > self.arriving.load(Ordering::Relaxed) {
             return None;
         }
         let kind = if self.proven.load(Ordering::Relaxed) {
@@ -175,6 +184,15 @@ impl Drop for UnderWay {
         self.worked();
         self.connection.used();
         self.connection.under_way.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A call whose message is still on its way.
+pub(super) struct Arriving(Arc<Connection>);
+
+impl Drop for Arriving {
+    fn drop(&mut self) {
+        self.0.arriving.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

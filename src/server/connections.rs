@@ -316,6 +316,19 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_call_whose_message_has_not_come_is_no_work() {
+        let connections = connections(&["--max-connections=2"]);
+        let proven = connections.admit(()).await.unwrap();
+        proven.connection().begin(true).succeeded();
+        let half = connections.admit(()).await.unwrap();
+        let _half_a_call = (half.connection().begin(true), half.connection().arriving());
+        sleep(Duration::from_secs(5)).await;
+
+        assert!(connections.make_room());
+        assert!(half.connection().is_cut() && !proven.connection().is_cut());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn beyond_the_limit_nobody_is_let_in_until_another_is_gone() {
         let connections = connections(&["--max-connections=1"]);
         let first = connections.admit(()).await.unwrap();

@@ -27,7 +27,7 @@ use tonic::{
 };
 use tracing::{error, info};
 
-use super::connection::{Connection, UnderWay};
+use super::connection::{Arriving, Connection, UnderWay};
 use crate::{
     panics,
     sign_out::{Cause, SignOutError},
@@ -142,8 +142,9 @@ where
             Kind::Bulk | Kind::Reflection | Kind::Other => None,
         };
         let rules = self.rules.clone();
-        let request =
-            request.map(|body| Body::new(Message { body, kind, due, patience: None, held: 0, rules }));
+        let arriving = (kind == Kind::Call).then(|| self.connection.arriving());
+        let request = request
+            .map(|body| Body::new(Message { body, kind, due, patience: None, held: 0, arriving, rules }));
         let served = self.services.call(request);
         Box::pin(async move {
             let response = match panics::catch(served).await {
@@ -185,6 +186,7 @@ struct Message {
     /// Made when there is something to wait for, which for most messages there is not.
     patience: Option<Patience>,
     held: usize,
+    arriving: Option<Arriving>,
     rules: Arc<Rules>,
 }
 
@@ -228,6 +230,7 @@ impl Message {
     }
 
     fn release(&mut self) {
+        self.arriving = None;
         self.rules.held.fetch_sub(std::mem::take(&mut self.held), Ordering::Relaxed);
     }
 }

@@ -62,7 +62,7 @@ impl Attack {
     fn pause(self) -> Duration {
         match self {
             // It is their number that is the abuse, not how fast they come.
-            Self::IdleConnections => Duration::from_secs(5),
+            Self::IdleConnections | Self::OneByteASecond | Self::SlowPreface => Duration::from_secs(5),
             _ => Duration::from_millis(100),
         }
     }
