@@ -10,8 +10,7 @@ use tracing_subscriber::{
 use crate::config::{LogArgs, LogFormat};
 
 /// These print requests, answers and keys below info.
-const NEVER_BELOW_INFO: [&str; 19] = [
-    "aws_config",
+const NEVER_BELOW_INFO: [&str; 18] = [
     "aws_credential_types",
     "aws_runtime",
     "aws_sdk_cognitoidentityprovider",
@@ -54,7 +53,11 @@ pub fn start(args: &LogArgs) {
 
 fn filter(level: LevelFilter) -> Targets {
     let capped = level.min(LevelFilter::INFO);
-    Targets::new().with_default(level).with_targets(NEVER_BELOW_INFO.map(|target| (target, capped)))
+    Targets::new()
+        .with_default(level)
+        .with_targets(NEVER_BELOW_INFO.map(|target| (target, capped)))
+        // Its warnings print the raw answers of credential endpoints; what matters of them we tell ourselves.
+        .with_target("aws_config", level.min(LevelFilter::ERROR))
 }
 
 #[cfg(test)]
@@ -67,16 +70,11 @@ mod tests {
     fn what_prints_secrets_stays_at_info_at_every_level() {
         let everything = filter(LevelFilter::TRACE);
         assert!(everything.would_enable("cognito_signout::service", &Level::TRACE));
-        for target in [
-            "aws_smithy_runtime::client::orchestrator",
-            "aws_config::sts",
-            "hyper::proto",
-            "h2::codec",
-            "rustls::x",
-        ] {
+        for target in ["aws_smithy_runtime::client::orchestrator", "hyper::proto", "h2::codec", "rustls::x"] {
             assert!(everything.would_enable(target, &Level::INFO), "{target}");
             assert!(!everything.would_enable(target, &Level::DEBUG), "{target}");
         }
+        assert!(!everything.would_enable("aws_config::imds::client", &Level::WARN));
         assert!(!filter(LevelFilter::ERROR).would_enable("hyper::proto", &Level::INFO));
     }
 }
