@@ -178,7 +178,8 @@ async fn a_missing_permission_says_nothing_about_the_credentials() {
     }
     assert_eq!(sidecar.health(SERVICE).await, ServingStatus::Serving);
     // The operator needs it, and finds it in the log.
-    assert!(sidecar.log.text().contains("arn:aws:iam::123456789012:role/x"));
+    let role = "arn:aws:iam::123456789012:role/x";
+    sidecar.log.wait_for(|line| line["causes"].as_str().is_some_and(|causes| causes.contains(role))).await;
 }
 
 #[tokio::test]
