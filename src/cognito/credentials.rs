@@ -552,7 +552,8 @@ mod tests {
             n => Ok(keys(&n.to_string(), Some(Duration::from_secs(3600)))),
         });
         credentials.get().await.unwrap();
-        sleep(Duration::from_secs(3005)).await;
+        // The first refresh has failed, and none other can have come: a pause is a second at the least.
+        sleep(Duration::from_millis(3_000_500)).await;
         assert_eq!(credentials.get().await.unwrap().generation, 1);
         sleep(Duration::from_secs(120)).await;
         assert_eq!(credentials.get().await.unwrap().generation, 2);
