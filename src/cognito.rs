@@ -3,6 +3,7 @@
 mod classify;
 mod clients;
 mod credentials;
+mod warm_up;
 
 use std::{
     error::Error,
@@ -42,7 +43,7 @@ const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
 /// Cognito itself, by the AWS SDK. Each call of [`SignOut::sign_out`] is one attempt.
 pub struct Cognito {
-    clients: Clients,
+    clients: Arc<Clients>,
     regions: Regions,
     credentials: Credentials,
 }
@@ -55,12 +56,25 @@ impl Cognito {
         let timeouts = Timeouts { connect: connect_timeout, attempt: attempt_timeout };
         let regions =
             Regions::new(pool_region.into_iter().map(|entry| (entry.pattern, entry.region)).collect());
-        Self { clients: Clients::new(source, timeouts, credentials.clone()), regions, credentials }
+        Self { clients: Arc::new(Clients::new(source, timeouts, credentials.clone())), regions, credentials }
     }
 
     /// The region that a pool is called in; `None` if neither its id nor the configuration tells.
     pub fn region_of(&self, pool: &UserPoolId) -> Option<Region> {
         self.regions.of(pool)
+    }
+
+    /// Does what the first call would otherwise wait for: entropy, credentials, endpoint rules, root certificates. Sends
+    /// nothing but what loads the credentials; a failure is for the calls to meet.
+    pub fn warm_up(&self) -> impl Future<Output = ()> + Send + use<> {
+        let (clients, credentials) = (self.clients.clone(), self.credentials.clone());
+        async move {
+            tokio::join!(warm_up::gather_entropy(), async {
+                if credentials.get().await.is_ok() {
+                    warm_up::walk(&clients.likeliest().await).await;
+                }
+            });
+        }
     }
 
     async fn attempt(&self, call: &Call, region: &Region) -> Result<SignedOut, SignOutError> {

@@ -60,6 +60,16 @@ pub enum Command {
     Health(HealthArgs),
 }
 
+impl Command {
+    /// How many threads do what is asked; one where nobody has said otherwise.
+    pub fn worker_threads(&self) -> usize {
+        match self {
+            Self::Serve(args) => args.limits.worker_threads.into(),
+            _ => 1,
+        }
+    }
+}
+
 /// `demo`.
 #[cfg(feature = "demo")]
 #[derive(Debug, Args)]
@@ -160,6 +170,7 @@ mod tests {
             (Duration::ZERO, Duration::from_secs(20))
         );
         assert_eq!((args.limits.max_in_flight, args.limits.max_waiting), (256, 16384));
+        assert_eq!(args.limits.worker_threads, 1);
     }
 
     #[test]

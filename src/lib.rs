@@ -37,6 +37,7 @@
 //! | [`shutdown`] | SIGTERM and SIGINT |
 //! | [`client`] | the commands that are clients: `sign-out`, `health`; and `check` |
 //! | `demo` | the commands `demo` and `emulate`, with the embedded Cognito (feature `demo`) |
+//! | [`codec`] | messages to bytes and back |
 //! | [`pb`] | the code generated from `proto/` |
 //!
 //! # Who may use whom
@@ -55,6 +56,7 @@ pub mod attempts;
 pub mod audit;
 mod bulk;
 pub mod client;
+pub mod codec;
 pub mod cognito;
 pub mod config;
 pub mod deadline;

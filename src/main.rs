@@ -1,6 +1,6 @@
 //! Parse, dispatch, exit code; decides nothing.
 
-use std::process::ExitCode;
+use std::{io, process::ExitCode};
 
 use clap::Parser as _;
 use cognito_signout::{
@@ -12,13 +12,14 @@ use cognito_signout::{
     shutdown::Stop,
     telemetry,
 };
+use tokio::runtime::{Builder, Runtime};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return client::print::usage(&error),
     };
-    let runtime = match tokio::runtime::Runtime::new() {
+    let runtime = match runtime(cli.command.worker_threads()) {
         Ok(runtime) => runtime,
         Err(error) => return client::print::failure(format!("cannot start: {error}")),
     };
@@ -42,6 +43,16 @@ fn main() -> ExitCode {
     // What an idle peer holds open must not hold the process.
     runtime.shutdown_background();
     code
+}
+
+/// With one thread there is no other to hand a task to, to wake, or to share a cache line with: more than a third of the
+/// cost of a call (docs/performance.md).
+fn runtime(threads: usize) -> io::Result<Runtime> {
+    let mut builder = match threads {
+        1 => Builder::new_current_thread(),
+        _ => Builder::new_multi_thread(),
+    };
+    builder.worker_threads(threads).enable_all().build()
 }
 
 async fn serve(args: ServeArgs) -> Result<ExitCode, Box<dyn std::error::Error>> {

@@ -170,6 +170,7 @@ impl Sidecar {
         watch(&metrics, &credentials, &health, &limits);
         let gate = Gate::new(limits.max_in_flight as usize, limits.max_waiting as usize);
         let cognito = Arc::new(Cognito::new(self.source, aws, credentials));
+        tasks.spawn_ending("the warming-up", cognito.warm_up());
         let region_of = {
             let cognito = cognito.clone();
             move |pool: &UserPoolId| cognito.region_of(pool)
@@ -283,7 +284,7 @@ fn begin_audit(audit: &Arc<Audit>, metrics: &Arc<Metrics>, tasks: &mut Tasks) {
 
 /// Metrics of what others keep.
 fn watch(metrics: &Metrics, credentials: &Credentials, health: &Health, limits: &LimitArgs) {
-    let LimitArgs { max_in_flight, max_waiting, quota_rps: _, quota_share: _ } = *limits;
+    let LimitArgs { max_in_flight, max_waiting, quota_rps: _, quota_share: _, worker_threads: _ } = *limits;
     metrics.constant(
         "attempts_in_flight_limit",
         "Attempts at one time, by --max-in-flight",

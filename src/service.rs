@@ -64,6 +64,9 @@ impl<S: SignOut, O: Observer> Desk<S, O> {
     /// The answer to one request, which has to be given by `deadline`. Checked in this order: who is calling, are the
     /// fields well formed, may this caller touch that pool. `call` makes the call, whose own
     /// deadline may come sooner.
+    ///
+    /// Thousands may wait here at one time: what is awaited before and after is boxed, so that no call holds room for it
+    /// meanwhile.
     async fn serve(
         &self,
         arrival: Arrival,
@@ -75,13 +78,13 @@ impl<S: SignOut, O: Observer> Desk<S, O> {
         let mut record = self.recorder.begin(arrival);
         let caller = match self.access.identify(presented) {
             Ok(caller) => caller,
-            Err(why) => return Err(self.refuse(record, why.into(), deadline).await),
+            Err(why) => return Err(Box::pin(self.refuse(record, why.into(), deadline)).await),
         };
         if let Some(name) = caller.name() {
             record.called_by(name);
         }
         if let Err(error) = record.can_be_kept() {
-            return Err(self.refuse(record, error, deadline).await);
+            return Err(Box::pin(self.refuse(record, error, deadline)).await);
         }
         let user = match message {
             Some(message) => User::parse(&message.user_pool_id, &message.username),
@@ -92,12 +95,12 @@ impl<S: SignOut, O: Observer> Desk<S, O> {
         };
         let user = match user {
             Ok(user) => user,
-            Err(violations) => return Err(self.refuse(record, violations.into(), deadline).await),
+            Err(violations) => return Err(Box::pin(self.refuse(record, violations.into(), deadline)).await),
         };
 
         let call = record.becomes(call(user));
         let answer = if self.access.allows(&caller, &call.user.pool) {
-            let answer = record.until_cut_off(async {
+            let answer = record.until_cut_off(Box::pin(async {
                 tokio::select! {
                     biased;
                     answer = panics::catch(self.sign_out.sign_out(&call)) => match answer {
@@ -106,12 +109,12 @@ impl<S: SignOut, O: Observer> Desk<S, O> {
                     },
                     () = call.expired() => Err(SignOutError::new(Cause::DeadlineExceeded)),
                 }
-            });
+            }));
             answer.await
         } else {
             Err(SignOutError::new(Cause::CallerNotAllowed))
         };
-        record.end(&answer, call.deadline()).await;
+        Box::pin(record.end(&answer, call.deadline())).await;
         self.observer.answered(answer.as_ref().err().map(|error| &error.cause));
         match answer {
             Ok(signed_out) => Ok(signed_out.into()),

@@ -17,6 +17,10 @@ use aws_sdk_cognitoidentityprovider::{
     Client,
     config::{self, IdentityCache, retry::RetryConfig, timeout::TimeoutConfig},
 };
+use aws_smithy_runtime::client::defaults::default_http_client_plugin_v2;
+use aws_smithy_runtime_api::client::{
+    http::SharedHttpClient, runtime_components::RuntimeComponentsBuilder, runtime_plugin::RuntimePlugin as _,
+};
 use tokio::sync::OnceCell;
 
 use super::Credentials;
@@ -50,19 +54,22 @@ impl AwsSource {
     }
 
     pub(super) async fn config(&self) -> &SdkConfig {
-        self.cell
-            .get_or_init(async || {
-                let mut region = EnvironmentVariableRegionProvider::new().region().await;
-                if region.is_none() {
-                    region = ProfileFileRegionProvider::new().region().await;
-                }
-                let mut chain = RegionProviderChain::first_try(region);
-                if self.needs_region {
-                    chain = chain.or_default_provider();
-                }
-                aws_config::defaults(BehaviorVersion::latest()).region(chain).load().await
-            })
-            .await
+        if let Some(config) = self.cell.get() {
+            return config;
+        }
+        // Boxed: it is large, is needed once, and would be a part of every attempt.
+        let load = self.cell.get_or_init(async || {
+            let mut region = EnvironmentVariableRegionProvider::new().region().await;
+            if region.is_none() {
+                region = ProfileFileRegionProvider::new().region().await;
+            }
+            let mut chain = RegionProviderChain::first_try(region);
+            if self.needs_region {
+                chain = chain.or_default_provider();
+            }
+            aws_config::defaults(BehaviorVersion::latest()).region(chain).load().await
+        });
+        Box::pin(load).await
     }
 }
 
@@ -80,6 +87,8 @@ pub(super) struct Clients {
     source: Arc<AwsSource>,
     timeouts: Timeouts,
     credentials: Credentials,
+    /// One for all regions: root certificates are read once, and connections are kept by host anyway.
+    http: Option<SharedHttpClient>,
     kept: Mutex<Kept>,
 }
 
@@ -95,7 +104,7 @@ const MAX_KEPT: usize = 64;
 
 impl Clients {
     pub(super) fn new(source: Arc<AwsSource>, timeouts: Timeouts, credentials: Credentials) -> Self {
-        Self { source, timeouts, credentials, kept: Mutex::default() }
+        Self { source, timeouts, credentials, http: default_http_client(), kept: Mutex::default() }
     }
 
     pub(super) async fn of(&self, region: &Region) -> Client {
@@ -120,8 +129,17 @@ impl Clients {
         client
     }
 
+    /// The client that the first call will most probably use: of the sidecar's own region.
+    pub(super) async fn likeliest(&self) -> Client {
+        let own = self.source.config().await.region().and_then(|region| region.as_ref().parse().ok());
+        // Of any other region, it shares with the right one what takes longest.
+        let region = own.or_else(|| "us-east-1".parse().ok());
+        self.of(&region.unwrap_or_else(|| unreachable!("a constant that is a region"))).await
+    }
+
     fn make(&self, config: &SdkConfig, region: &Region) -> Client {
-        let config = config::Builder::from(config)
+        let http = config.http_client().or_else(|| self.http.clone());
+        let mut config = config::Builder::from(config)
             .region(config::Region::new(region.as_str().to_owned()))
             .app_name(AppName::new(APP_NAME).unwrap_or_else(|_| unreachable!("a constant of allowed characters")))
             .credentials_provider(self.credentials.clone())
@@ -134,10 +152,16 @@ impl Clients {
                     .connect_timeout(self.timeouts.connect)
                     .operation_attempt_timeout(self.timeouts.attempt)
                     .build(),
-            )
-            .build();
-        Client::from_conf(config)
+            );
+        config.set_http_client(http);
+        Client::from_conf(config.build())
     }
+}
+
+/// The one that every client of the SDK would otherwise make for itself.
+fn default_http_client() -> Option<SharedHttpClient> {
+    let plugin = default_http_client_plugin_v2(BehaviorVersion::latest())?;
+    plugin.runtime_components(&RuntimeComponentsBuilder::new("cognito-signout")).http_client()
 }
 
 /// Which region a pool is in.

@@ -148,6 +148,15 @@ pub struct LimitArgs {
         value_parser = share
     )]
     pub quota_share: f64,
+    /// Threads that serve calls. One serves thousands of calls a second, and each call costs least with it
+    #[arg(
+        long,
+        env = "COGNITO_SIGNOUT_WORKER_THREADS",
+        value_name = "N",
+        default_value_t = 1,
+        value_parser = clap::value_parser!(u16).range(1..=1024)
+    )]
+    pub worker_threads: u16,
 }
 
 impl LimitArgs {

@@ -21,6 +21,15 @@ impl Tasks {
         });
     }
 
+    /// A task that ends by itself.
+    pub(super) fn spawn_ending(
+        &mut self,
+        name: &'static str,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) {
+        self.0.spawn(async move { panics::catch(task).await.map_err(|_| RunError::TaskFailed(name)) });
+    }
+
     /// A task that may end once `closing` is cancelled, and is dropped then.
     pub(super) fn spawn_closable(
         &mut self,

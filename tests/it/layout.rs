@@ -3,8 +3,9 @@
 use std::{collections::BTreeMap, fs, path::Path};
 
 /// Who may be used by whom: a module may use those of a lower rank, and its own.
-const RANKS: [(&str, u32); 25] = [
+const RANKS: [(&str, u32); 26] = [
     ("panics", 0),
+    ("codec", 0),
     ("pattern", 0),
     ("pb", 0),
     ("reload", 0),

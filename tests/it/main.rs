@@ -21,6 +21,7 @@ mod bulk_command;
 mod calls;
 mod check;
 mod commands;
+mod cost;
 mod credentials;
 mod docs;
 mod faults;

@@ -1,0 +1,108 @@
+//! What a call costs, in figures that no neighbour on the machine changes; and what is done before the first one comes.
+
+use std::{thread, time::Duration};
+
+use allocation_counter::AllocationInfo;
+use aws_config::{BehaviorVersion, SdkConfig};
+use aws_credential_types::{Credentials, provider::SharedCredentialsProvider};
+use clap::Parser as _;
+use cognito_signout::{
+    cognito::AwsSource,
+    config::{Cli, Command},
+    pb::sign_out_service_client::SignOutServiceClient,
+    server::Sidecar,
+    shutdown::Stop,
+};
+use tokio::runtime;
+
+use crate::{
+    harness::{self, POOL, channel, request},
+    scripted::{Reply, Scripted},
+};
+
+/// What a call may cost the whole sidecar: gRPC, our own code, the SDK, HTTP. Somewhat more than what it costs today, so
+/// that an update of a dependency passes and a needless copy of each request does not. Where a new feature is worth more,
+/// raise them in the commit that adds it; docs/performance.md tells how they were found.
+const MOST_ALLOCATIONS: u64 = 500;
+const MOST_BYTES: u64 = 72_000;
+
+#[tokio::test]
+async fn a_call_costs_no_more_allocations_than_it_is_known_to() {
+    let cognito = Scripted::start(|_, _| Reply::ok()).await;
+    let (few, many) = (50, 250);
+    let (cost_of_few, cost_of_many) = (allocated(&cognito, few).await, allocated(&cognito, many).await);
+
+    // What is left after the subtraction is of the calls, not of the start or of the connections.
+    let calls = many - few;
+    let allocations = (cost_of_many.count_total - cost_of_few.count_total) / calls;
+    let bytes = (cost_of_many.bytes_total - cost_of_few.bytes_total) / calls;
+    println!("allocations_per_call={allocations}\nallocated_bytes_per_call={bytes}");
+    assert!(allocations <= MOST_ALLOCATIONS, "a call makes {allocations} allocations");
+    assert!(bytes <= MOST_BYTES, "a call allocates {bytes} bytes");
+    // A bound that has become far too wide holds nothing.
+    assert!(allocations * 2 > MOST_ALLOCATIONS && bytes * 2 > MOST_BYTES, "{allocations}, {bytes}");
+}
+
+/// What a sidecar allocates from its start to its end, with so many calls between.
+async fn allocated(cognito: &Scripted, calls: u64) -> AllocationInfo {
+    let config = SdkConfig::builder()
+        .behavior_version(BehaviorVersion::latest())
+        .endpoint_url(cognito.url())
+        .credentials_provider(SharedCredentialsProvider::new(Credentials::new(
+            "key", "secret", None, None, "test",
+        )))
+        .build();
+    let args = ["cognito-signout", "serve", "--listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0"];
+    let Command::Serve(args) = Cli::try_parse_from(args).unwrap().command else { unreachable!() };
+    let stop = Stop::default();
+    let stopped = stop.clone();
+    let (addresses, bound) = tokio::sync::oneshot::channel();
+
+    // Allocations are counted by thread, and here one thread is all of the sidecar.
+    let sidecar = thread::spawn(move || {
+        let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        allocation_counter::measure(|| {
+            runtime.block_on(async {
+                let sidecar = Sidecar::bind(*args, AwsSource::given(config)).await.unwrap();
+                addresses.send(sidecar.addresses()).unwrap();
+                sidecar.run(stopped).await.unwrap();
+            });
+        })
+    });
+    let address = bound.await.unwrap()[0].to_string();
+    let mut client = SignOutServiceClient::new(channel(&address));
+    for n in 0..calls {
+        let request = request(POOL, &format!("user-{n:03}"), harness::PATIENCE);
+        client.admin_user_global_sign_out(request).await.unwrap();
+    }
+    drop(client);
+    stop.ask();
+    tokio::task::spawn_blocking(move || sidecar.join().unwrap()).await.unwrap()
+}
+
+#[tokio::test]
+async fn whatever_is_done_before_the_first_call_reaches_nobody() {
+    let cognito = Scripted::start(|_, _| Reply::ok()).await;
+    let sidecar = harness::Sidecar::at(&cognito.url()).arg("--log-level", "debug").start().await;
+    sidecar.log.wait_for_message("warmed up").await;
+    assert_eq!((cognito.connections(), cognito.requests().len()), (0, 0));
+
+    sidecar.sign_out(POOL, "ada").await.unwrap();
+    let users: Vec<_> = cognito.requests().iter().map(|request| request.username()).collect();
+    assert_eq!(users, ["ada"]);
+}
+
+#[tokio::test]
+async fn calls_are_served_by_one_thread_or_by_several() {
+    let cognito = Scripted::start(|_, _| Reply::ok()).await;
+    for threads in [1, 2] {
+        let sidecar = harness::Sidecar::at(&cognito.url()).arg("--worker-threads", threads).start().await;
+        sidecar.sign_out_within(POOL, "ada", Duration::from_secs(10)).await.unwrap();
+        let named = std::fs::read_dir(format!("/proc/{}/task", sidecar.pid())).unwrap().filter(|task| {
+            let name = std::fs::read_to_string(task.as_ref().unwrap().path().join("comm")).unwrap();
+            name.starts_with("tokio-rt-worker")
+        });
+        // Workers are not told from the threads for what blocks, of which entropy is gathered by one.
+        assert!(if threads == 1 { named.count() <= 1 } else { named.count() >= 2 });
+    }
+}
