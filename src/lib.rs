@@ -35,7 +35,7 @@
 //! | [`traces`] | the caller's trace context, spans, OTLP |
 //! | [`panics`] | a panic takes one call along, never the process |
 //! | [`shutdown`] | SIGTERM and SIGINT |
-//! | [`client`] | the commands that are clients: `sign-out`, `health`; and `check` |
+//! | [`client`] | the commands that are clients: `sign-out`, `bulk`, `health`; and `check` |
 //! | `demo` | the commands `demo` and `emulate`, with the embedded Cognito (feature `demo`) |
 //! | [`codec`] | messages to bytes and back |
 //! | [`pb`] | the code generated from `proto/` |
@@ -49,7 +49,7 @@
 //!     -> metrics, deadline -> status, policy, redact, config -> sign_out -> pattern
 //! ```
 //!
-//! `service` and `cognito` never see each other: what they share is the vocabulary. `pb`, `panics`, `reload` and
+//! `service` and `cognito` never see each other: what they share is the vocabulary. `codec`, `pb`, `panics`, `reload` and
 //! `shutdown` may be used by all and use nothing.
 
 pub mod attempts;
