@@ -26,7 +26,9 @@ public sealed class SignOutFailedException : Exception
     public SignOutFailedException(RpcException error)
         : base(error.Message, error)
     {
-        Code = error.StatusCode;
+        // A TLS handshake that fails is Internal here and Unavailable in every other gRPC library.
+        var handshake = error.Status.DebugException is HttpRequestException { HttpRequestError: HttpRequestError.SecureConnectionError };
+        Code = handshake ? StatusCode.Unavailable : error.StatusCode;
         // An answer without details: it was the gRPC library that failed.
         var status = error.GetRpcStatus();
         var info = status?.GetDetail<ErrorInfo>();
@@ -76,7 +78,8 @@ public sealed class SignOutClient : IDisposable
             throw new ArgumentException("a token is not sent without TLS", nameof(reach));
         }
         var handler = new SocketsHttpHandler { EnableMultipleHttp2Connections = true };
-        var uri = $"{(reach.Ca is null ? "http" : "https")}://{reach.Address}";
+        var scheme = reach.Ca is null ? "http" : "https";
+        var uri = $"{scheme}://{reach.Address}";
         if (reach.Address.StartsWith("unix:", StringComparison.Ordinal))
         {
             var end = new UnixDomainSocketEndPoint(reach.Address["unix:".Length..]);
@@ -94,7 +97,7 @@ public sealed class SignOutClient : IDisposable
                     throw;
                 }
             };
-            uri = "http://localhost";
+            uri = $"{scheme}://localhost";
         }
         if (reach.Ca is not null)
         {
@@ -180,7 +183,7 @@ public sealed class SignOutClient : IDisposable
         var options = new SslClientAuthenticationOptions { CertificateChainPolicy = policy };
         if (reach.Cert is not null)
         {
-            options.ClientCertificates = [X509Certificate2.CreateFromPemFile(reach.Cert, reach.Key)];
+            options.ClientCertificates = new X509CertificateCollection { X509Certificate2.CreateFromPemFile(reach.Cert, reach.Key) };
         }
         return options;
     }
