@@ -344,6 +344,7 @@ class Stage:
                                     "cert": str(self.folder / "stale-client.pem"),
                                     "key": str(self.folder / "stale-client.key")} | token
         config = {"service_config": str(pathlib.Path(__file__).with_name("service_config.json"))}
+        targets["main-config"] = {"addresses": [nowhere("main")]} | config
         targets["scripted-config"] = {"addresses": [nowhere("scripted")]} | config
         targets["replicas"] = {"addresses": [nowhere("replica-a"), nowhere("replica-b")]} | config
         return targets

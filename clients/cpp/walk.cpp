@@ -148,7 +148,9 @@ public:
             timed(step, [&](SignOutClient& client) { return client.sign_out(pool, user, timeout); });
         } else if (what == "start") {
             call_ = within(timeout);
-            call_->set_wait_for_ready(step.fields().contains("wait_for_ready"));
+            if (step.fields().contains("wait_for_ready")) {  // else the service config decides
+                call_->set_wait_for_ready(true);
+            }
             started_ = std::async(std::launch::async, [client = dial(step), context = call_, pool, user] {
                 return seen([&] { return client->attempt(*context, pool, user); });
             });

@@ -123,9 +123,11 @@ func (w *walk) do(step step) error {
 	case "start":
 		w.cancel = cancel
 		w.answer = make(chan map[string]string, 1)
-		go func() {
-			w.answer <- seen(client.Attempt(ctx, step.Pool, step.User, grpc.WaitForReady(step.WaitForReady)))
-		}()
+		var options []grpc.CallOption
+		if step.WaitForReady { // else the service config decides
+			options = append(options, grpc.WaitForReady(true))
+		}
+		go func() { w.answer <- seen(client.Attempt(ctx, step.Pool, step.User, options...)) }()
 		return nil
 	case "cancel":
 		cancel()
