@@ -141,18 +141,19 @@ impl SignOutClient {
         Ok(Self { channel: endpoint.connect_lazy(), token_file })
     }
 
-    /// Tries again as the sidecar advises, within the timeout.
+    /// Tries again as the sidecar advises, within the timeout. `traceparent` is W3C trace context.
     pub async fn sign_out(
         &self,
         user_pool_id: &str,
         username: &str,
         timeout: Duration,
+        traceparent: Option<&str>,
     ) -> Result<AdminUserGlobalSignOutResponse, SignOutFailed> {
         let deadline = Instant::now() + timeout;
         let mut attempt = 1;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let failed = match self.attempt(user_pool_id, username, left, None).await {
+            let failed = match self.attempt(user_pool_id, username, left, traceparent).await {
                 Ok(response) => return Ok(response),
                 Err(failed) => failed,
             };
@@ -170,7 +171,7 @@ impl SignOutClient {
         }
     }
 
-    /// Tries once; dropping the future cancels the call. `traceparent` is W3C trace context.
+    /// Tries once; dropping the future cancels the call.
     pub async fn attempt(
         &self,
         user_pool_id: &str,

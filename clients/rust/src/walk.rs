@@ -70,7 +70,7 @@ impl Walker {
             "sign_out" => {
                 let client = self.dial(step)?;
                 let began = Instant::now();
-                let answer = client.sign_out(&pool, &user, timeout).await;
+                let answer = client.sign_out(&pool, &user, timeout, None).await;
                 timed(step, began)?;
                 check(step, &seen(answer))
             }

@@ -83,13 +83,19 @@ public final class SignOutClient implements AutoCloseable {
         return tls.build();
     }
 
-    /** Tries again as the sidecar advises, within the timeout. */
+    /** Without trace context: there is none, or OpenTelemetry's gRPC instrumentation sends it. */
     public AdminUserGlobalSignOutResponse signOut(String userPoolId, String username, Duration timeout)
+            throws SignOutFailed, InterruptedException {
+        return signOut(userPoolId, username, timeout, null);
+    }
+
+    /** Tries again as the sidecar advises, within the timeout. The trace context is W3C's, or null. */
+    public AdminUserGlobalSignOutResponse signOut(String userPoolId, String username, Duration timeout, String traceparent)
             throws SignOutFailed, InterruptedException {
         long deadline = System.nanoTime() + timeout.toNanos();
         for (int attempt = 1; ; attempt++) {
             try {
-                return attempt(userPoolId, username, Duration.ofNanos(deadline - System.nanoTime()), null);
+                return attempt(userPoolId, username, Duration.ofNanos(deadline - System.nanoTime()), traceparent);
             } catch (SignOutFailed failed) {
                 if (failed.does() == SignOutFailed.Advice.ALERT) {
                     ALERTS.log(System.Logger.Level.ERROR, "sign-outs do not work, AWS request id " + failed.requestId, failed);
@@ -107,7 +113,7 @@ public final class SignOutClient implements AutoCloseable {
         }
     }
 
-    /** Tries once. The trace context is W3C's; null where OpenTelemetry's gRPC instrumentation sends it. */
+    /** Tries once. */
     public AdminUserGlobalSignOutResponse attempt(String userPoolId, String username, Duration timeout, String traceparent)
             throws SignOutFailed, InterruptedException {
         return await(start(userPoolId, username, timeout, traceparent, false));
