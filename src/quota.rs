@@ -16,5 +16,5 @@ mod simulation;
 pub use self::{
     gate::{Bounded, Gate},
     joining::Joining,
-    pacer::{Paced, Pacer, Quotas},
+    pacer::{BudgetFigures, Paced, Pacer, Quotas},
 };

@@ -42,7 +42,7 @@ use crate::{
     metrics::{Kind, Metrics},
     pb::{self, sign_out_service_server::SignOutServiceServer},
     policy::Access,
-    quota::{Bounded, Gate, Joining, Paced, Pacer, Quotas},
+    quota::{Bounded, BudgetFigures, Gate, Joining, Paced, Pacer, Quotas},
     record::Recorder,
     retry::Retrying,
     service::{self, Desk, Service},
@@ -178,6 +178,7 @@ impl Sidecar {
         // From its cancelling on nothing more is sent, and every connection is asked to go.
         let closing = CancellationToken::new();
         let pacer = Pacer::new(quotas(&limits), gate.clone());
+        watch_quota(&metrics, &pacer);
         let traces = Traces::start(TracesAsked::by_environment(), &metrics);
         let attempted = Attempted::new(cognito, metrics.clone(), traces.clone());
         let bounded = Bounded::new(attempted, gate.clone());
@@ -333,10 +334,45 @@ fn watch(metrics: &Metrics, credentials: &Credentials, health: &Health, limits: 
         None,
         move |samples| {
             let figures = read();
-            samples.labelled("result", "success", figures.successes as f64)?;
-            samples.labelled("result", "failure", figures.failures as f64)
+            samples.labelled([("result", "success")], figures.successes as f64)?;
+            samples.labelled([("result", "failure")], figures.failures as f64)
         },
     );
+}
+
+/// Metrics of the budgets, region by region, from the first attempt on that was charged to one.
+fn watch_quota(metrics: &Metrics, pacer: &Arc<Pacer>) {
+    let each = |kind, name, help, value: fn(&BudgetFigures) -> f64| {
+        let pacer = pacer.clone();
+        metrics.watch(kind, name, help, None, move |samples| {
+            pacer.figures().iter().try_for_each(|figures| {
+                samples.labelled([("region", figures.region.as_str())], value(figures))
+            })
+        });
+    };
+    each(
+        Kind::Gauge,
+        "quota_limit_per_second",
+        "The most attempts a second, by --quota-rps and --quota-share",
+        |figures| figures.limit,
+    );
+    each(
+        Kind::Gauge,
+        "quota_pace_per_second",
+        "Attempts a second that are let through now; it falls with throttling, and use brings it back",
+        |figures| figures.pace,
+    );
+    each(Kind::Counter, "quota_throttled", "Throttled attempts that the pace was told of", |figures| {
+        figures.throttled as f64
+    });
+    let pacer = pacer.clone();
+    metrics.watch(Kind::Gauge, "quota_waiting", "Attempts that wait for the pace", None, move |samples| {
+        pacer.figures().iter().try_for_each(|figures| {
+            let region = ("region", figures.region.as_str());
+            samples.labelled([region, ("class", "interactive")], figures.interactive as f64)?;
+            samples.labelled([region, ("class", "bulk")], figures.bulk as f64)
+        })
+    });
 }
 
 fn since_epoch(at: SystemTime) -> f64 {

@@ -256,8 +256,8 @@ impl Spans {
     fn register(self: &Arc<Self>, metrics: &Metrics) {
         let spans = self.clone();
         metrics.watch(Kind::Counter, "spans", "Spans handed to the OTLP exporter", None, move |samples| {
-            samples.labelled("result", "exported", spans.exported.load(Ordering::Relaxed) as f64)?;
-            samples.labelled("result", "failed", spans.failed.load(Ordering::Relaxed) as f64)
+            samples.labelled([("result", "exported")], spans.exported.load(Ordering::Relaxed) as f64)?;
+            samples.labelled([("result", "failed")], spans.failed.load(Ordering::Relaxed) as f64)
         });
     }
 }

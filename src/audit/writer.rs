@@ -63,8 +63,8 @@ impl Counters {
     pub(super) fn register(counters: &Arc<Self>, metrics: &Metrics) {
         let ours = counters.clone();
         metrics.watch(Kind::Counter, "audit_events", "Events of the audit log", None, move |samples| {
-            samples.labelled("result", "written", ours.written.load(Ordering::Relaxed) as f64)?;
-            samples.labelled("result", "lost", ours.lost.load(Ordering::Relaxed) as f64)
+            samples.labelled([("result", "written")], ours.written.load(Ordering::Relaxed) as f64)?;
+            samples.labelled([("result", "lost")], ours.lost.load(Ordering::Relaxed) as f64)
         });
         let ours = counters.clone();
         metrics.watch(

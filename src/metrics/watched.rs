@@ -30,9 +30,8 @@ impl Samples<'_, '_> {
         encode(self.kind, self.encoder, value)
     }
 
-    /// A value with a label.
-    pub fn labelled(&mut self, label: &str, is: &str, value: f64) -> fmt::Result {
-        let labels = [(label, is)];
+    /// A value with labels, each a name and what it is.
+    pub fn labelled<const N: usize>(&mut self, labels: [(&str, &str); N], value: f64) -> fmt::Result {
         let labels = labels.as_slice();
         encode(self.kind, &mut self.encoder.encode_family(&labels)?, value)
     }

@@ -55,6 +55,11 @@ impl Pace {
         Self { limit, curve: Curve::Ramp, used: 0.0, tokens: 1.0, at: now, slowed: now }
     }
 
+    /// The most a second.
+    pub(super) fn limit(&self) -> f64 {
+        self.limit
+    }
+
     /// How many a second now.
     pub(super) fn rate(&self) -> f64 {
         let rate = match self.curve {

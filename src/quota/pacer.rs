@@ -7,7 +7,7 @@
 //! No task runs for it: whoever is first in the queue waits for its token by itself, and wakes the next.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -54,12 +54,32 @@ pub struct Pacer {
     quotas: Quotas,
     gate: Arc<Gate>,
     budgets: Mutex<HashMap<Region, Arc<Budget>>>,
+    /// The first regions that were paced: those whose figures are told. Callers name regions, and whoever keeps figures
+    /// never forgets one that existed once.
+    told: Mutex<HashSet<Region>>,
+}
+
+/// How one region's budget is doing.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BudgetFigures {
+    /// Which.
+    pub region: Region,
+    /// The most attempts a second that may ever be let through.
+    pub limit: f64,
+    /// How many a second are let through now.
+    pub pace: f64,
+    /// Attempts that wait for the pace and that somebody waits for.
+    pub interactive: usize,
+    /// The others that wait for it.
+    pub bulk: usize,
+    /// Throttled attempts that the budget was told of.
+    pub throttled: u64,
 }
 
 impl Pacer {
     /// Budgets according to `quotas`; what waits for them is sent away when `gate` closes, and no more wait than there.
     pub fn new(quotas: Quotas, gate: Arc<Gate>) -> Arc<Self> {
-        Arc::new(Self { quotas, gate, budgets: Mutex::default() })
+        Arc::new(Self { quotas, gate, budgets: Mutex::default(), told: Mutex::default() })
     }
 
     /// The budget that an attempt is charged to, if it is.
@@ -79,10 +99,21 @@ impl Pacer {
                 budgets.remove(&idle);
             }
         }
+        let mut told = lock(&self.told);
+        if told.len() < MAX_BUDGETS {
+            told.insert(region.clone());
+        }
         let limit = quota.unwrap_or(Quotas::BULK_UNLESS_TOLD) * self.quotas.share;
         let budget = Arc::new(Budget::new(region.clone(), limit, quota.is_some()));
         budgets.insert(region.clone(), budget.clone());
         Some(budget)
+    }
+
+    /// How the budgets are doing that have been used.
+    pub fn figures(&self) -> Vec<BudgetFigures> {
+        let budgets: Vec<_> = lock(&self.budgets).values().cloned().collect();
+        let told = lock(&self.told);
+        budgets.iter().filter(|budget| told.contains(&budget.region)).map(|budget| budget.figures()).collect()
     }
 
     /// Told of a throttled attempt that was not charged: whoever is paced in that region has to know.
@@ -183,6 +214,7 @@ struct State {
     queue: BTreeMap<Key, Waiting>,
     urgent: usize,
     arrivals: u64,
+    throttled: u64,
 }
 
 #[derive(Debug)]
@@ -210,9 +242,26 @@ enum Step {
 
 impl Budget {
     fn new(region: Region, limit: f64, shared: bool) -> Self {
-        let state =
-            State { pace: Pace::new(limit, Instant::now()), queue: BTreeMap::new(), urgent: 0, arrivals: 0 };
+        let state = State {
+            pace: Pace::new(limit, Instant::now()),
+            queue: BTreeMap::new(),
+            urgent: 0,
+            arrivals: 0,
+            throttled: 0,
+        };
         Self { region, shared, state: Mutex::new(state) }
+    }
+
+    fn figures(&self) -> BudgetFigures {
+        let State { pace, queue, urgent, arrivals: _, throttled } = &*lock(&self.state);
+        BudgetFigures {
+            region: self.region.clone(),
+            limit: pace.limit(),
+            pace: pace.rate(),
+            interactive: *urgent,
+            bulk: queue.len() - urgent,
+            throttled: *throttled,
+        }
     }
 
     /// Waits for the call's turn. At once an error if it will not come before the deadline.
@@ -246,6 +295,7 @@ impl Budget {
     fn throttled(&self, since: Instant) {
         let mut state = lock(&self.state);
         let now = Instant::now();
+        state.throttled += 1;
         if !state.pace.throttled(since, now) {
             return;
         }

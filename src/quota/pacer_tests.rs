@@ -220,3 +220,21 @@ async fn closing_sends_away_what_waits_and_who_leaves_makes_room() {
     setup.gate.close();
     assert_eq!(fourth.await.unwrap().unwrap_err().cause, Cause::ShuttingDown);
 }
+
+#[tokio::test(start_paused = true)]
+async fn figures_are_told_of_the_first_regions_only_however_many_are_called() {
+    let quotas = Quotas { elsewhere: Some(10.0), regions: HashMap::new(), share: 1.0 };
+    let pacer = Pacer::new(quotas, Gate::new(100, 1000));
+    for n in 0..2 * MAX_BUDGETS {
+        let region: Region = format!("eu-nowhere-{n}").parse().unwrap();
+        let budget = pacer.budget(&region, Class::Bulk).unwrap();
+        budget.throttled(Instant::now());
+    }
+    let figures = pacer.figures();
+    assert!(!figures.is_empty() && figures.len() <= MAX_BUDGETS, "{}", figures.len());
+    let mut numbers =
+        figures.iter().map(|of| of.region.as_str().rsplit_once('-').unwrap().1.parse::<usize>());
+    assert!(numbers.all(|n| n.unwrap() < MAX_BUDGETS), "{figures:?}");
+    assert_eq!((figures[0].limit, figures[0].throttled), (10.0, 1));
+    assert!(figures[0].pace < 1.0, "{figures:?}");
+}

@@ -54,7 +54,7 @@ pub(crate) fn item(sequence: u64, pool: &str, username: &str) -> BulkAdminUserGl
     }
 }
 
-async fn open(
+pub(crate) async fn open(
     sidecar: &Sidecar,
 ) -> (mpsc::Sender<BulkAdminUserGlobalSignOutRequest>, Streaming<BulkAdminUserGlobalSignOutResponse>) {
     let (sender, receiver) = mpsc::channel(16);

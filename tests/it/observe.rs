@@ -14,7 +14,8 @@ use tokio::{
 use tonic::Code;
 
 use crate::{
-    harness::{PATIENCE, POOL, Sidecar, request},
+    bulk::{item, open},
+    harness::{PATIENCE, POOL, Sidecar, reason, request},
     scripted::{Reply, Scripted},
 };
 
@@ -186,6 +187,64 @@ async fn what_waits_and_what_is_shed_is_seen() {
 }
 
 #[tokio::test]
+async fn the_quota_and_the_pace_of_each_region_are_seen() {
+    const SLOW: &str = "us-east-1_EXAMPLE";
+
+    let upstream = Scripted::start(|_, request| match request.username().as_str() {
+        "throttled" => Reply::aws_error(400, "TooManyRequestsException", "Rate exceeded"),
+        _ => Reply::ok(),
+    })
+    .await;
+    let sidecar = Sidecar::at(&upstream.url())
+        .arg("--quota-rps", "100,us-east-1=0.01")
+        .arg("--quota-share", "50%")
+        .arg("--max-attempts", 1)
+        .start()
+        .await;
+    let region = ["region=\"eu-central-1\""];
+    assert!(!Scrape::of(&sidecar).await.has("quota_limit_per_second"), "nothing was asked of any region");
+
+    sidecar.sign_out(POOL, CANARY).await.unwrap();
+    let before = Scrape::of(&sidecar).await;
+    assert_eq!(before.sum("quota_limit_per_second", &region), 50.0, "our share of it");
+    let pace = before.sum("quota_pace_per_second", &region);
+    assert!((5.0..50.0).contains(&pace), "a cold start is a tenth of it, and more with use: {pace}");
+    assert_eq!(before.samples("quota_throttled_total", &region).collect::<Vec<_>>(), [0.0]);
+
+    sidecar.sign_out(POOL, "throttled").await.unwrap_err();
+    let after = Scrape::of(&sidecar).await;
+    assert_eq!(after.sum("quota_throttled_total", &region), 1.0);
+    assert!(after.sum("quota_pace_per_second", &region) < pace, "it falls with throttling");
+    assert_eq!(after.sum("quota_limit_per_second", &region), 50.0, "and the limit stays");
+
+    // A region that lets one through, and the next after minutes: so what comes waits for the pace.
+    sidecar.sign_out(SLOW, CANARY).await.unwrap();
+    let mut client = sidecar.client();
+    let urgent = tokio::spawn(async move {
+        client.admin_user_global_sign_out(request(SLOW, "urgent", Duration::from_secs(3600))).await
+    });
+    let (sender, stream) = open(&sidecar).await;
+    sender.send(item(1, SLOW, "one-of-many")).await.unwrap();
+    sender.send(item(2, SLOW, "another")).await.unwrap();
+    let slow = |class| ["region=\"us-east-1\"", class];
+    let (interactive, bulk) = (slow("class=\"interactive\""), slow("class=\"bulk\""));
+    let scrape = Scrape::until(&sidecar, |scrape| {
+        scrape.sum("quota_waiting", &interactive) == 1.0 && scrape.sum("quota_waiting", &bulk) == 2.0
+    })
+    .await;
+    assert_eq!(scrape.sum("queue_waiting", &[]), 3.0, "they are among all that wait");
+    assert_eq!(scrape.sum("quota_waiting", &region), 0.0);
+    let status = sidecar.sign_out_within(SLOW, "late", Duration::from_secs(5)).await.unwrap_err();
+    assert_eq!(reason(&status), "QUOTA_EXHAUSTED");
+    let scrape = Scrape::of(&sidecar).await;
+    assert_eq!(scrape.sum("calls_shed_total", &["reason=\"QUOTA_EXHAUSTED\""]), 1.0);
+
+    urgent.abort();
+    drop((sender, stream));
+    Scrape::until(&sidecar, |scrape| scrape.sum("quota_waiting", &[]) == 0.0).await;
+}
+
+#[tokio::test]
 async fn credentials_connections_and_the_process_are_seen() {
     let endpoint = Scripted::start(|n, _| match n {
         0 => Reply::http(500, "down"),
@@ -246,7 +305,8 @@ async fn pools_are_told_apart_if_asked_for() {
 #[tokio::test]
 async fn prometheus_and_its_own_checker_are_content() {
     let upstream = Scripted::start(|_, _| Reply::ok()).await;
-    let sidecar = Sidecar::at(&upstream.url()).flag("--metrics-pool-ids").start().await;
+    let starter = Sidecar::at(&upstream.url()).flag("--metrics-pool-ids").arg("--quota-rps", 25);
+    let sidecar = starter.arg("--audit", "stdout").start().await;
     sidecar.sign_out(POOL, CANARY).await.unwrap();
     sidecar.sign_out("nonsense", CANARY).await.unwrap_err();
 
