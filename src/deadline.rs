@@ -75,6 +75,11 @@ where
     }
 }
 
+/// The deadline of a call with such headers that arrived then, if it brings one.
+pub fn brought_by(headers: &HeaderMap, arrived: Instant) -> Option<Instant> {
+    timeout_in(headers).map(|timeout| arrived + in_time(timeout))
+}
+
 /// After how long an answer is due: a little before the timeout.
 fn in_time(timeout: Duration) -> Duration {
     // Our timer and gRPC's own have a resolution of 1 ms, and ours must fire first.

@@ -171,16 +171,7 @@ impl Record {
     /// It has ended, and the caller is told next. Where an audit record is demanded, this waits until it is written, or
     /// that has failed; until `deadline` at the longest.
     pub async fn end(mut self, answer: &Result<SignedOut, SignOutError>, deadline: Instant) {
-        self.ended = true;
-        let outcome = self.outcome();
-        let end = match answer {
-            Ok(_) => End::OK,
-            Err(error) => end_of(error, outcome),
-        };
-        let outcome = if answer.is_ok() { "signed_out" } else { outcome.as_str() };
-        self.log(answer, end, outcome);
-        self.count(end);
-        self.end_span(end, outcome);
+        let (end, outcome) = self.tell(answer);
         // What cannot be written is not tried: nothing was done, and the refusal is in the log and in the metrics.
         if matches!(answer, Err(SignOutError { cause: Cause::AuditUnavailable, .. })) {
             return;
@@ -200,6 +191,26 @@ impl Record {
             };
             audit.record(&event, deadline).await;
         }
+    }
+
+    /// It was refused before its message had come, which would have said whom to sign out. There is nobody to audit, and
+    /// whoever floods the sidecar must not fill the audit log.
+    pub fn end_unasked(mut self, error: SignOutError) {
+        self.tell(&Err(error));
+    }
+
+    /// Tells all but the audit log how it has ended.
+    fn tell(&mut self, answer: &Result<SignedOut, SignOutError>) -> (End, &'static str) {
+        self.ended = true;
+        let outcome = self.outcome();
+        let (end, outcome) = match answer {
+            Ok(_) => (End::OK, "signed_out"),
+            Err(error) => (end_of(error, outcome), outcome.as_str()),
+        };
+        self.log(answer, end, outcome);
+        self.count(end);
+        self.end_span(end, outcome);
+        (end, outcome)
     }
 
     /// The event of the audit log, as far as it is known here.

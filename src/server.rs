@@ -219,7 +219,8 @@ impl Sidecar {
         drop(accepted);
         let admin_connections = Connections::new(admin::limits(&connections), metrics.clone(), "admin");
         let connections = Connections::new(connections, metrics.clone(), "api");
-        let rules = Rules::new(limits.max_calls(), time.call_timeout, closing.clone());
+        let rules =
+            Rules::new(limits.max_calls(), time.call_timeout, closing.clone(), Some(recorder.clone()));
         let (api, served) = (connections.clone(), TaskTracker::new());
         let server = api.server();
         let api = api.serve(incoming, server, routes.routes(), rules, closing.clone());

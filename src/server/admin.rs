@@ -59,7 +59,7 @@ pub(super) async fn serve(
     let server = connections.server().accept_http1(true);
     // Nothing closes it but the end of the process. A sign-out is asked for here by mistake only.
     let never = CancellationToken::new();
-    let rules = Rules::new(64, Duration::from_secs(1), never.clone());
+    let rules = Rules::new(64, Duration::from_secs(1), never.clone(), None);
     connections.serve(accepted, server, routes, rules, never).await;
 }
 

@@ -353,7 +353,7 @@ mod tests {
         let connections = connections(&[]);
         let (accepted, incoming) = mpsc::channel(1);
         let closing = CancellationToken::new();
-        let rules = Rules::new(1, Duration::from_secs(1), closing.clone());
+        let rules = Rules::new(1, Duration::from_secs(1), closing.clone(), None);
         let server = connections.server();
         let served = connections.clone().serve(incoming, server, Routes::default(), rules, closing);
         let (ours, theirs) = tokio::io::duplex(1024);

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -24,12 +24,14 @@ use tonic::{
     Status,
     body::Body,
     codegen::{BoxFuture, Bytes, Service},
+    metadata::MetadataMap,
 };
 use tracing::{error, info};
 
 use super::connection::{Arriving, Connection, UnderWay};
 use crate::{
-    panics,
+    deadline, panics,
+    record::{Arrival, Method, Recorder},
     sign_out::{Cause, SignOutError},
     status,
 };
@@ -47,6 +49,7 @@ const MAX_OTHERS: usize = 4096;
 pub(super) struct Rules {
     call_timeout: Duration,
     closing: CancellationToken,
+    recorder: Option<Arc<Recorder>>,
     calls: Arc<Semaphore>,
     bulk_streams: Arc<Semaphore>,
     reflection: Arc<Semaphore>,
@@ -56,18 +59,44 @@ pub(super) struct Rules {
 
 impl Rules {
     /// `calls` is how many single sign-outs there may be in all, whatever they are doing. Once `closing` is cancelled, a
-    /// call whose message has not arrived is told that the sidecar is shutting down.
-    pub(super) fn new(calls: usize, call_timeout: Duration, closing: CancellationToken) -> Arc<Self> {
+    /// call whose message has not arrived is told that the sidecar is shutting down. Sign-outs that are refused leave a
+    /// record with `recorder`; `None` where they are not served at all.
+    pub(super) fn new(
+        calls: usize,
+        call_timeout: Duration,
+        closing: CancellationToken,
+        recorder: Option<Arc<Recorder>>,
+    ) -> Arc<Self> {
         let at_most = |n: usize| Arc::new(Semaphore::new(n.min(Semaphore::MAX_PERMITS)));
         Arc::new(Self {
             call_timeout,
             closing,
+            recorder,
             calls: at_most(calls),
             bulk_streams: at_most(MAX_BULK_STREAMS),
             reflection: at_most(MAX_REFLECTION_STREAMS),
             others: at_most(MAX_OTHERS),
             held: AtomicUsize::new(0),
         })
+    }
+
+    /// What a request with such headers may turn out not to have asked for; `None` if it is not about a sign-out.
+    fn unasked(&self, kind: Kind, headers: &HeaderMap) -> Option<Unasked> {
+        let method = match kind {
+            Kind::Call => Method::Unary,
+            Kind::Bulk => Method::Bulk,
+            Kind::Reflection | Kind::Other => return None,
+        };
+        let (recorder, arrived) = (self.recorder.clone()?, Instant::now());
+        // As most callers are not traced, this holds nothing for most.
+        let mut trace = HeaderMap::new();
+        for name in ["traceparent", "tracestate"] {
+            if let Some(value) = headers.get(name) {
+                trace.insert(name, value.clone());
+            }
+        }
+        let deadline = deadline::brought_by(headers, arrived);
+        Some(Unasked { recorder, method, arrived, deadline, trace })
     }
 
     fn of(&self, kind: Kind) -> Arc<Semaphore> {
@@ -130,8 +159,9 @@ where
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let kind = Kind::of(request.uri().path());
         let mut under_way = self.connection.begin(matches!(kind, Kind::Call | Kind::Bulk));
+        let unasked = self.rules.unasked(kind, request.headers());
         let Ok(permit) = self.rules.of(kind).try_acquire_owned() else {
-            let status = refuse(&overloaded());
+            let status = refuse(unasked, overloaded());
             under_way.worked();
             return Box::pin(ready(Ok(answer(status.into_http(), under_way, None))));
         };
@@ -143,8 +173,11 @@ where
         };
         let rules = self.rules.clone();
         let arriving = (kind == Kind::Call).then(|| self.connection.arriving());
-        let request = request
-            .map(|body| Body::new(Message { body, kind, due, patience: None, held: 0, arriving, rules }));
+        // A stream asks item by item.
+        let unasked = unasked.filter(|_| kind == Kind::Call);
+        let request = request.map(|body| {
+            Body::new(Message { body, kind, due, patience: None, held: 0, arriving, unasked, rules })
+        });
         let served = self.services.call(request);
         Box::pin(async move {
             let response = match panics::catch(served).await {
@@ -170,12 +203,41 @@ fn overloaded() -> SignOutError {
     SignOutError::new(Cause::Overloaded).retry_after(Duration::from_secs(1))
 }
 
-/// The status of a call that goes no further than this.
-fn refuse(error: &SignOutError) -> Status {
-    let (code, reason) = status::code_and_reason(&error.cause);
-    let status = status::of_refusal(error);
-    info!(code = status::code_name(code), reason, "refused: {}", status.message());
+/// The status of a request that goes no further than this.
+fn refuse(unasked: Option<Unasked>, error: SignOutError) -> Status {
+    let status = status::of_refusal(&error);
+    match unasked {
+        Some(unasked) => unasked.refused(error),
+        None => {
+            let (code, reason) = status::code_and_reason(&error.cause);
+            info!(code = status::code_name(code), reason, "refused: {}", status.message());
+        }
+    }
     status
+}
+
+/// A sign-out of which only the headers have come: whom it is about is in its message.
+struct Unasked {
+    recorder: Arc<Recorder>,
+    method: Method,
+    arrived: Instant,
+    /// That the caller brought.
+    deadline: Option<Instant>,
+    /// Of the headers, those that say which trace it belongs to.
+    trace: HeaderMap,
+}
+
+impl Unasked {
+    fn refused(self, error: SignOutError) {
+        let Self { recorder, method, arrived, deadline: _, trace } = self;
+        let arrival = Arrival::of(method, arrived, &MetadataMap::from_headers(trace));
+        recorder.begin(arrival).end_unasked(error);
+    }
+
+    /// Whether its own deadline has passed, which is answered by [`deadline::Deadlines`].
+    fn is_late(&self) -> bool {
+        self.deadline.is_some_and(|deadline| Instant::now() >= deadline)
+    }
 }
 
 /// A request's message on its way in.
@@ -187,6 +249,8 @@ struct Message {
     patience: Option<Patience>,
     held: usize,
     arriving: Option<Arriving>,
+    /// Until all of it is here.
+    unasked: Option<Unasked>,
     rules: Arc<Rules>,
 }
 
@@ -202,16 +266,19 @@ impl Message {
         if self.kind == Kind::Bulk {
             return Poll::Pending;
         }
-        let Self { due, patience, rules, .. } = self;
+        let Self { due, patience, unasked, rules, .. } = self;
         let patience = patience.get_or_insert_with(|| Patience {
             due: due.map(|due| Box::pin(sleep_until(due))),
             closing: Box::pin(rules.closing.clone().cancelled_owned()),
         });
         if patience.closing.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(refuse(&SignOutError::shutting_down()));
+            return Poll::Ready(refuse(unasked.take(), SignOutError::shutting_down()));
         }
         match &mut patience.due {
-            Some(due) => due.as_mut().poll(cx).map(|()| refuse(&SignOutError::new(Cause::DeadlineExceeded))),
+            Some(due) => due
+                .as_mut()
+                .poll(cx)
+                .map(|()| refuse(unasked.take(), SignOutError::new(Cause::DeadlineExceeded))),
             None => Poll::Pending,
         }
     }
@@ -224,7 +291,7 @@ impl Message {
         }
         self.held += bytes;
         if self.rules.held.fetch_add(bytes, Ordering::Relaxed) + bytes > MAX_HELD_BYTES {
-            return Err(refuse(&overloaded()));
+            return Err(refuse(self.unasked.take(), overloaded()));
         }
         Ok(())
     }
@@ -247,6 +314,10 @@ impl HttpBody for Message {
                 Poll::Ready(Some(held.map(|()| frame)))
             }
             Poll::Ready(end) => {
+                // A stream that its caller has reset ends like this as well.
+                if end.is_none() && this.held > 0 {
+                    this.unasked = None;
+                }
                 this.release();
                 Poll::Ready(end)
             }
@@ -265,6 +336,9 @@ impl HttpBody for Message {
 
 impl Drop for Message {
     fn drop(&mut self) {
+        if let Some(unasked) = self.unasked.take().filter(Unasked::is_late) {
+            unasked.refused(SignOutError::new(Cause::DeadlineExceeded));
+        }
         self.release();
     }
 }

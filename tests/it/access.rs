@@ -3,12 +3,14 @@
 use std::{fs, os::unix::fs::MetadataExt as _, path::PathBuf};
 
 use cognito_signout::pb::{AdminUserGlobalSignOutResponse, sign_out_service_client::SignOutServiceClient};
+use serde_json::Value;
 use tempfile::{TempDir, tempdir};
 use tonic::{Code, Status, transport::Channel};
 use tonic_health::pb::health_check_response::ServingStatus;
 
 use crate::{
     harness::{PATIENCE, POOL, Sidecar, Starter, channel, metadata, reason, request, run, text},
+    observe::Scrape,
     scripted::{Reply, Scripted},
 };
 
@@ -85,23 +87,36 @@ async fn a_token_opens_the_pools_of_its_caller_and_no_others() {
     let policy = Policy::new(&caller("support", "token_files = [\"support.token\"]", "[\"eu-central-1_*\"]"));
     policy.write("support.token", "one-token-0123456789\n");
     // Policies are read at the start.
-    let sidecar = policy.starter(&upstream).start().await;
+    let sidecar = policy.starter(&upstream).arg("--audit", "stdout").start().await;
 
     sign_out(sidecar.channel(), Some("one-token-0123456789"), POOL).await.unwrap();
     let line = sidecar.log.wait_for_message("signed out").await;
     assert_eq!(line["caller"], "support");
+    let event = sidecar.stdout.wait_for(|event| event["outcome"] == "signed_out").await;
+    assert_eq!(event["caller"], "support");
 
     let refused = sign_out(sidecar.channel(), Some("one-token-0123456789"), OTHER).await;
     assert_eq!(metadata(refused.as_ref().unwrap_err(), "user_pool_id"), OTHER);
     assert_not_allowed(refused);
     let line = sidecar.log.wait_for_message("not signed out").await;
     assert_eq!((line["caller"].as_str(), line["user_pool_id"].as_str()), (Some("support"), Some(OTHER)));
+    let event = sidecar.stdout.wait_for(|event| event["reason"] == "CALLER_NOT_ALLOWED").await;
+    assert_eq!((event["caller"].as_str(), event["outcome"].as_str()), (Some("support"), Some("not_sent")));
+    assert_eq!(event["user_pool_id"], OTHER, "who tried what is told of those who may not, too");
 
     for token in [None, Some("another-token-0123456789"), Some("one-token-012345678")] {
         assert_unauthenticated(sign_out(sidecar.channel(), token, POOL).await);
     }
     assert_eq!(upstream.requests().len(), 1, "what is refused never reaches Cognito");
     assert!(!sidecar.log.text().contains("one-token"), "no token is logged");
+
+    let event = sidecar.stdout.wait_for(|event| event["reason"] == "CALLER_UNAUTHENTICATED").await;
+    assert_eq!((&event["caller"], &event["user_pool_id"]), (&Value::Null, &Value::Null));
+    let scrape = Scrape::of(&sidecar).await;
+    let unknown = ["code=\"UNAUTHENTICATED\"", "reason=\"CALLER_UNAUTHENTICATED\"", "fault=\"caller\""];
+    assert_eq!(scrape.sum("calls_total", &unknown), 3.0);
+    assert_eq!(scrape.sum("calls_total", &["reason=\"CALLER_NOT_ALLOWED\"", "fault=\"caller\""]), 1.0);
+    assert!(!sidecar.stdout.text().contains("one-token"), "no token is in the audit log");
 }
 
 #[tokio::test]
@@ -126,10 +141,12 @@ async fn on_a_unix_socket_a_caller_is_known_by_its_user() {
     policy.write("policy.toml", &caller("neighbour", &format!("uid = [{uid}]"), "[\"*\"]"));
     let socket = policy.dir.path().join("api.sock");
     let listen = format!("unix:{},127.0.0.1:0", socket.display());
-    let sidecar = policy.starter(&upstream).arg("--listen", listen).start().await;
+    let sidecar = policy.starter(&upstream).arg("--listen", listen).arg("--audit", "stdout").start().await;
 
     sign_out(sidecar.channel(), None, POOL).await.unwrap();
     assert_eq!(sidecar.log.wait_for_message("signed out").await["caller"], "neighbour");
+    let event = sidecar.stdout.wait_for(|event| event["outcome"] == "signed_out").await;
+    assert_eq!(event["caller"], "neighbour");
     assert_unauthenticated(sign_out(channel(&sidecar.addresses()[1]), None, POOL).await);
 
     policy.write("policy.toml", &caller("another", &format!("uid = [{}]", uid + 1), "[\"*\"]"));

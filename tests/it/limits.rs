@@ -6,13 +6,14 @@ use cognito_signout::pb::{
     AdminUserGlobalSignOutRequest, AdminUserGlobalSignOutResponse,
     sign_out_service_client::SignOutServiceClient,
 };
-use tokio::task::JoinSet;
+use tokio::{task::JoinSet, time::timeout};
 use tonic::{Code, Request, Status, metadata::MetadataValue};
 use tonic_types::StatusExt as _;
 
 use crate::{
-    harness::{POOL, Sidecar, metadata, reason, request},
-    raw::{Raw, kind},
+    harness::{PATIENCE, POOL, PatientChannel, Sidecar, metadata, reason, request},
+    observe::Scrape,
+    raw::{END_HEADERS, Raw, SIGN_OUT, call_headers, frame, kind},
     scripted::{Gate, Reply, Scripted},
 };
 
@@ -233,11 +234,15 @@ async fn too_large_headers_and_messages_are_refused_and_the_next_call_is_served(
     assert_eq!(upstream.requests().len(), 1);
 }
 
+const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
+
 /// A call whose message never comes.
 async fn half_a_call(sidecar: &Sidecar, timeout: Option<Duration>) -> Status {
-    let mut grpc = tonic::client::Grpc::new(sidecar.channel());
+    // By a client that leaves its deadline to the sidecar.
+    let mut grpc = tonic::client::Grpc::new(PatientChannel::connect(sidecar.address()).await);
     grpc.ready().await.unwrap();
     let mut request = Request::new(tokio_stream::pending::<AdminUserGlobalSignOutRequest>());
+    request.metadata_mut().insert("traceparent", format!("00-{TRACE}-b7ad6b7169203331-01").parse().unwrap());
     if let Some(timeout) = timeout {
         request.set_timeout(timeout);
     }
@@ -258,4 +263,73 @@ async fn a_message_that_does_not_come_is_not_waited_for_whatever_the_callers_pat
         assert_eq!(metadata(&status, "outcome"), "not_sent");
         assert_eq!(metadata(&status, "fault"), "sidecar");
     }
+}
+
+/// The one series of refused calls that there is, and that there is no audit event for it: nobody was asked for.
+async fn assert_counted(sidecar: &Sidecar, labels: &[&str], times: f64) -> Scrape {
+    let scrape = Scrape::until(sidecar, |scrape| scrape.sum("calls_total", labels) >= times).await;
+    let unary = [labels, &["method=\"AdminUserGlobalSignOut\"", "fault=\"sidecar\""]].concat();
+    assert_eq!(scrape.sum("calls_total", &unary), times);
+    assert_eq!(scrape.sum("calls_in_flight", &[]), 0.0);
+    let line = sidecar.log.wait_for_message("not signed out").await;
+    assert_eq!(line["method"], "AdminUserGlobalSignOut");
+    assert_eq!(line["outcome"], "not_sent");
+    assert_eq!(line["request_id"].as_str().unwrap().len(), 16);
+    scrape
+}
+
+#[tokio::test]
+async fn calls_whose_message_does_not_come_are_counted_and_leave_no_audit_event() {
+    let starter = Sidecar::before_nothing().arg("--call-timeout", "500ms").arg("--audit", "stdout");
+    let sidecar = starter.start().await;
+    let (none, long) = (None, Some(Duration::from_secs(3600)));
+    // Here the caller's own deadline comes first.
+    let own = Some(Duration::from_millis(100));
+
+    tokio::join!(half_a_call(&sidecar, none), half_a_call(&sidecar, long), half_a_call(&sidecar, own));
+
+    let late = ["code=\"DEADLINE_EXCEEDED\"", "reason=\"DEADLINE_EXCEEDED\""];
+    let scrape = assert_counted(&sidecar, &late, 3.0).await;
+    assert_eq!(scrape.sum("calls_total", &[]), 3.0);
+    let lines = sidecar.log.lines();
+    let traced = lines.iter().filter(|line| line["trace_id"] == TRACE && line["request_id"].is_string());
+    assert_eq!(traced.count(), 3);
+
+    // Events come in the order of the calls, so this one would come after theirs.
+    sidecar.sign_out("nonsense", "ada").await.unwrap_err();
+    sidecar.stdout.wait_for(|event| event["reason"] == "INVALID_REQUEST").await;
+    assert_eq!(sidecar.stdout.lines().len(), 1, "{}", sidecar.stdout.text());
+}
+
+#[tokio::test]
+async fn a_call_that_is_refused_at_the_door_is_counted_and_leaves_no_audit_event() {
+    let upstream = Scripted::start(|_, _| Reply::ok()).await;
+    // Two calls at one time, whatever they are doing.
+    let sidecar = Sidecar::at(&upstream.url())
+        .arg("--max-in-flight", 1)
+        .arg("--max-waiting", 0)
+        .arg("--call-timeout", "1h")
+        .arg("--audit", "stdout")
+        .start()
+        .await;
+    // Two whose message does not come; the answer to a ping says that they have arrived.
+    let mut raw = Raw::greeted(sidecar.address()).await;
+    for stream in [1, 3] {
+        raw.send(&frame(kind::HEADERS, END_HEADERS, stream, &call_headers(SIGN_OUT))).await.unwrap();
+    }
+    raw.send(&frame(kind::PING, 0, 0, &[7; 8])).await.unwrap();
+    raw.wait_for_frame(kind::PING).await;
+
+    let status = sidecar.sign_out(POOL, "ada").await.unwrap_err();
+
+    assert_eq!(reason(&status), "OVERLOADED");
+    assert!(upstream.requests().is_empty(), "it is not the queue that is full");
+    let scrape =
+        assert_counted(&sidecar, &["code=\"RESOURCE_EXHAUSTED\"", "reason=\"OVERLOADED\""], 1.0).await;
+    assert_eq!(scrape.sum("calls_shed_total", &["reason=\"OVERLOADED\""]), 1.0);
+    drop(raw);
+    let served = async { while sidecar.sign_out(POOL, "ada").await.is_err() {} };
+    timeout(PATIENCE, served).await.expect("there is room again");
+    let event = sidecar.stdout.wait_for(|event| event["schema"].is_string()).await;
+    assert_eq!(event["outcome"], "signed_out", "the first event");
 }

@@ -23,6 +23,7 @@ use tonic_reflection::pb::v1::{
 
 use crate::{
     harness::{Log, POOL, Sidecar, metadata, path_in, reason, request},
+    observe::Scrape,
     raw::{END_HEADERS, Raw, SIGN_OUT, call_headers, frame, kind},
     scripted::{Gate, Reply, Scripted},
 };
@@ -153,6 +154,32 @@ async fn what_waits_is_told_and_what_backs_off_too_while_what_is_at_cognito_is_f
     gate.open();
     at_cognito.await.unwrap().unwrap();
     assert_eq!(upstream.requests().len(), 2);
+    stops_by_itself(sidecar).await;
+}
+
+#[tokio::test]
+async fn a_call_whose_message_has_not_come_is_told_and_counted() {
+    let gate = Gate::closed();
+    let held = gate.clone();
+    let upstream = Scripted::start(move |_, _| Reply::ok().after(&held)).await;
+    let sidecar = Sidecar::at(&upstream.url()).arg("--drain-timeout", LONG).start().await;
+    // What keeps the process there, to be asked.
+    let at_cognito = sidecar.spawn_sign_out(POOL, "ada");
+    upstream.wait_for_requests(1).await;
+    let mut raw = Raw::greeted(sidecar.address()).await;
+    raw.send(&frame(kind::HEADERS, END_HEADERS, 1, &call_headers(SIGN_OUT))).await.unwrap();
+    raw.send(&frame(kind::PING, 0, 0, &[7; 8])).await.unwrap();
+    raw.wait_for_frame(kind::PING).await;
+
+    sidecar.signal("TERM");
+
+    raw.wait_for_frame(kind::HEADERS).await;
+    let scrape = Scrape::until(&sidecar, |scrape| scrape.sum("calls_total", &[]) >= 1.0).await;
+    let told = ["code=\"UNAVAILABLE\"", "reason=\"SHUTTING_DOWN\"", "fault=\"sidecar\""];
+    assert_eq!(scrape.sum("calls_total", &told), 1.0);
+    assert_eq!(scrape.sum("calls_shed_total", &["reason=\"SHUTTING_DOWN\""]), 1.0);
+    gate.open();
+    at_cognito.await.unwrap().unwrap();
     stops_by_itself(sidecar).await;
 }
 
