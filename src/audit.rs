@@ -10,6 +10,7 @@ mod writer;
 use std::{
     io,
     path::PathBuf,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -148,12 +149,16 @@ impl Audit {
         }
     }
 
-    /// Notices a key that is replaced, for as long as it is polled.
-    pub async fn keep_key(&self, metrics: &Metrics) {
-        loop {
-            sleep(KEY_POLL).await;
-            if let Some(well) = self.keys.as_ref().and_then(Keys::refresh) {
-                metrics.reloaded("audit_key", well);
+    /// Notices a key that is replaced, for as long as it is polled; without a key, waits for ever.
+    pub fn keep_key(self: Arc<Self>, metrics: &Metrics) -> impl Future<Output = ()> + Send + use<> {
+        let told = self.keys.is_some().then(|| metrics.reloads("audit_key"));
+        async move {
+            let (Some(keys), Some(told)) = (&self.keys, told) else { return std::future::pending().await };
+            loop {
+                sleep(KEY_POLL).await;
+                if let Some(well) = keys.refresh() {
+                    told(well);
+                }
             }
         }
     }

@@ -292,10 +292,16 @@ impl Metrics {
         self.connections_refused.get_or_create(&Labels([("listener", listener), ("reason", reason)])).clone()
     }
 
-    /// A file was read anew while running, well or not; `what` is such as `tls`.
-    pub fn reloaded(&self, what: &'static str, well: bool) {
-        let result = if well { "success" } else { "failure" };
-        self.reloads.get_or_create(&Labels([("what", what), ("result", result)])).inc();
+    /// Files are read anew from now on whenever they change; `what` is such as `tls`. What is returned is told of each
+    /// time, whether it went well.
+    pub fn reloads(&self, what: &'static str) -> impl Fn(bool) + Send + Sync + use<> {
+        let of = |result| self.reloads.get_or_create(&Labels([("what", what), ("result", result)])).clone();
+        // Both are there from now on: a counter that appears with its first event has no increase to alert on.
+        let (success, failure) = (of("success"), of("failure"));
+        move |well| {
+            let counter = if well { &success } else { &failure };
+            counter.inc();
+        }
     }
 
     fn ours(&self) -> MutexGuard<'_, Registry> {

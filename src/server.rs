@@ -274,14 +274,13 @@ impl Sidecar {
     }
 }
 
-fn begin_audit(audit: &Arc<Audit>, metrics: &Arc<Metrics>, tasks: &mut Tasks) {
+fn begin_audit(audit: &Arc<Audit>, metrics: &Metrics, tasks: &mut Tasks) {
     audit.count_in(metrics);
     match audit.key_id() {
         Some(key_id) => info!(key_id, "audit: usernames are told by their keyed hash"),
         None => warn!("audit: users are not told, for there is no --audit-key-file"),
     }
-    let (audit, metrics) = (audit.clone(), metrics.clone());
-    tasks.spawn("the keeper of the audit key", async move { audit.keep_key(&metrics).await });
+    tasks.spawn("the keeper of the audit key", audit.clone().keep_key(metrics));
 }
 
 /// Metrics of what others keep.

@@ -127,19 +127,23 @@ impl Guard {
     /// Keeps TLS as its files have it, for as long as the process lives, and the policy likewise.
     pub(super) fn keepers(
         self,
-        metrics: &Arc<Metrics>,
+        metrics: &Metrics,
     ) -> (impl Future<Output = ()> + use<>, impl Future<Output = ()> + use<>) {
-        let (of_tls, of_policy) = (metrics.clone(), metrics.clone());
-        (
-            keep(self.tls, self.every, move |well| of_tls.reloaded("tls", well)),
-            keep(self.policy, self.every, move |well| of_policy.reloaded("policy", well)),
-        )
+        (keep(self.tls, self.every, metrics, "tls"), keep(self.policy, self.every, metrics, "policy"))
     }
 }
 
-async fn keep<T: Send + Sync + 'static>(kept: Option<Kept<T>>, every: Duration, told: impl Fn(bool)) {
-    match kept {
-        Some(kept) => kept.keep(every, told).await,
-        None => std::future::pending().await,
+fn keep<T: Send + Sync + 'static>(
+    kept: Option<Kept<T>>,
+    every: Duration,
+    metrics: &Metrics,
+    what: &'static str,
+) -> impl Future<Output = ()> + use<T> {
+    let kept = kept.map(|kept| (kept, metrics.reloads(what)));
+    async move {
+        match kept {
+            Some((kept, told)) => kept.keep(every, told).await,
+            None => std::future::pending().await,
+        }
     }
 }

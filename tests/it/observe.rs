@@ -1,8 +1,10 @@
 //! What the sidecar shows of itself: metrics.
 
 use std::{
+    fs,
     io::Write as _,
     net::SocketAddr,
+    path::Path,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -15,6 +17,7 @@ use tonic::Code;
 
 use crate::{
     bulk::{item, open},
+    certs::Authority,
     harness::{PATIENCE, POOL, Sidecar, reason, request},
     scripted::{Reply, Scripted},
 };
@@ -242,6 +245,54 @@ async fn the_quota_and_the_pace_of_each_region_are_seen() {
     urgent.abort();
     drop((sender, stream));
     Scrape::until(&sidecar, |scrape| scrape.sum("quota_waiting", &[]) == 0.0).await;
+}
+
+#[tokio::test]
+async fn what_may_be_read_anew_has_its_counters_from_the_start() {
+    let upstream = Scripted::start(|_, _| Reply::ok()).await;
+    let dir = tempfile::tempdir().unwrap();
+    let (certificate, key) = Authority::new("ours").server().write_to(dir.path(), "server");
+    let (policy, audit_key) = (dir.path().join("policy.toml"), dir.path().join("audit.key"));
+    let write = |path: &Path, text: &str| {
+        // As careful writers do it: nobody sees half of it.
+        fs::write(dir.path().join("new"), text).unwrap();
+        fs::rename(dir.path().join("new"), path).unwrap();
+    };
+    const CALLER: &str = "[[callers]]\nname = \"a\"\nuid = [4711]\npools = [\"*\"]\n";
+    write(&policy, CALLER);
+    write(&audit_key, "0123456789abcdef0123456789abcdef");
+    let bare = Sidecar::before(&upstream).await;
+    let sidecar = Sidecar::at(&upstream.url())
+        .arg("--tls-cert", certificate.display())
+        .arg("--tls-key", key.display())
+        .arg("--policy", policy.display())
+        .arg("--reload-interval", "20ms")
+        .arg("--audit", "stdout")
+        .arg("--audit-key-file", audit_key.display())
+        .start()
+        .await;
+
+    let scrape = Scrape::of(&sidecar).await;
+    for what in ["what=\"tls\"", "what=\"policy\"", "what=\"audit_key\""] {
+        for result in ["result=\"success\"", "result=\"failure\""] {
+            let series: Vec<_> = scrape.samples("reloads_total", &[what, result]).collect();
+            assert_eq!(series, [0.0], "{what} {result}");
+        }
+    }
+    assert!(!Scrape::of(&bare).await.has("reloads_total"), "what is not there is not read anew");
+
+    let of_policy = |scrape: &Scrape, result| scrape.sum("reloads_total", &["what=\"policy\"", result]);
+    write(&policy, "not a policy");
+    Scrape::until(&sidecar, |scrape| of_policy(scrape, "result=\"failure\"") == 1.0).await;
+    write(&policy, &CALLER.replace("4711", "4712"));
+    let scrape = Scrape::until(&sidecar, |scrape| of_policy(scrape, "result=\"success\"") == 1.0).await;
+    assert_eq!(scrape.sum("reloads_total", &[]), 2.0);
+    let renewed = Authority::new("ours").server();
+    // The key first: a pair that does not match is not taken, and not yet a failure.
+    write(&key, &renewed.key);
+    write(&certificate, &renewed.certificate);
+    let tls = ["what=\"tls\"", "result=\"success\""];
+    Scrape::until(&sidecar, |scrape| scrape.sum("reloads_total", &tls) == 1.0).await;
 }
 
 #[tokio::test]
