@@ -84,15 +84,17 @@ struct Attempt<'a> {
     metrics: &'a Metrics,
     span: Option<AttemptSpan>,
     begun: Instant,
+    /// How many requests had been sent for the call before.
+    before: u32,
     ended: bool,
 }
 
 impl<'a> Attempt<'a> {
     fn begin(call: &'a Call, metrics: &'a Metrics, traces: Option<&Traces>) -> Self {
-        let made = call.attempts();
-        metrics.attempt_begun(made > 0);
-        let span = traces.zip(call.span.as_ref()).map(|(traces, span)| traces.attempt(span, made + 1));
-        Self { call, metrics, span, begun: Instant::now(), ended: false }
+        let before = call.attempts();
+        metrics.attempt_begun();
+        let span = traces.zip(call.span.as_ref()).map(|(traces, span)| traces.attempt(span, before + 1));
+        Self { call, metrics, span, begun: Instant::now(), before, ended: false }
     }
 
     fn end(mut self, result: &Result<SignedOut, SignOutError>) {
@@ -112,7 +114,11 @@ impl<'a> Attempt<'a> {
     }
 
     fn record(&mut self, region: &str, end: End, aws_request_id: Option<&str>, http_status: Option<u16>) {
-        self.metrics.attempt_ended(region, end, self.begun.elapsed());
+        if self.call.attempts() > self.before {
+            self.metrics.attempt_ended(region, end, self.begun.elapsed(), self.before > 0);
+        } else {
+            self.metrics.attempt_not_made();
+        }
         if let Some(span) = &mut self.span {
             span.end(end, region, aws_request_id, http_status);
         }

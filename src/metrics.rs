@@ -173,7 +173,7 @@ impl Metrics {
                 calls.clone(),
             );
         }
-        ours.register("attempts", "Attempts at Cognito, by how they ended", self.attempts.clone());
+        ours.register("attempts", "Requests sent to Cognito, by how they ended", self.attempts.clone());
         ours.register_with_unit(
             "attempt_duration",
             "One attempt at Cognito, without the wait for its turn",
@@ -181,7 +181,7 @@ impl Metrics {
             self.attempt_seconds.clone(),
         );
         ours.register("attempts_in_flight", "Attempts at Cognito under way", self.attempts_in_flight.clone());
-        ours.register("retries", "Attempts beyond the first of a call", self.retries.clone());
+        ours.register("retries", "Requests beyond the first of a call", self.retries.clone());
         ours.register("queue_waiting", "Attempts that wait for their turn", self.waiting.clone());
         ours.register_with_unit(
             "queue_wait",
@@ -259,15 +259,20 @@ impl Metrics {
     }
 
     /// An attempt is made.
-    pub fn attempt_begun(&self, is_retry: bool) {
+    pub fn attempt_begun(&self) {
         self.attempts_in_flight.inc();
+    }
+
+    /// It has ended before a request was sent: there were no credentials, say, or no time left. So it was none.
+    pub fn attempt_not_made(&self) {
+        self.attempts_in_flight.dec();
+    }
+
+    /// It has ended, and a request was sent for it.
+    pub fn attempt_ended(&self, region: &str, end: End, took: Duration, is_retry: bool) {
         if is_retry {
             self.retries.inc();
         }
-    }
-
-    /// It has ended.
-    pub fn attempt_ended(&self, region: &str, end: End, took: Duration) {
         let region = self.regions.name(region);
         self.attempt_seconds
             .get_or_create(&RegionLabel { region: region.clone() })

@@ -339,6 +339,24 @@ async fn credentials_connections_and_the_process_are_seen() {
 }
 
 #[tokio::test]
+async fn an_attempt_for_which_nothing_is_sent_is_none() {
+    let credentials = Scripted::start(|_, _| Reply::http(500, "down")).await;
+    let upstream = Scripted::start(|_, _| Reply::ok()).await;
+    let sidecar = Sidecar::with_credentials_from(&credentials, &upstream).start().await;
+
+    let status = sidecar.sign_out(POOL, CANARY).await.unwrap_err();
+
+    assert_eq!(reason(&status), "SIDECAR_CREDENTIALS_UNAVAILABLE");
+    let scrape = Scrape::of(&sidecar).await;
+    assert_eq!(scrape.sum("calls_total", &["reason=\"SIDECAR_CREDENTIALS_UNAVAILABLE\""]), 1.0);
+    assert!(scrape.sum("queue_wait_seconds_count", &[]) >= 1.0, "it had its turn");
+    for nought in ["attempts_total", "attempt_duration_seconds_count", "retries_total", "attempts_in_flight"]
+    {
+        assert_eq!(scrape.sum(nought, &[]), 0.0, "{nought}");
+    }
+}
+
+#[tokio::test]
 async fn pools_are_told_apart_if_asked_for() {
     let upstream = Scripted::start(|_, _| Reply::ok()).await;
     let sidecar = Sidecar::at(&upstream.url()).flag("--metrics-pool-ids").start().await;
