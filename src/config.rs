@@ -5,6 +5,7 @@ mod access;
 mod client;
 mod connections;
 mod serve;
+mod traces;
 mod value;
 
 #[cfg(feature = "demo")]
@@ -18,9 +19,8 @@ pub use self::{
     access::{AccessArgs, SocketMode},
     client::{BulkArgs, CheckArgs, ClientArgs, HealthArgs, InputFormat, Output, SignOutArgs},
     connections::ConnectionArgs,
-    serve::{
-        AuditArgs, AwsArgs, LimitArgs, ListenArgs, LogArgs, ObserveArgs, ServeArgs, TimeArgs, TracesAsked,
-    },
+    serve::{AuditArgs, AwsArgs, LimitArgs, ListenArgs, LogArgs, ObserveArgs, ServeArgs, TimeArgs},
+    traces::{Otlp, OtlpProtocol, TracesAsked},
     value::{AuditOnFailure, AuditSink, ListenAddress, LogFormat, LogLevel, PoolRegion, QuotaRps},
 };
 

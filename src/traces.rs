@@ -3,6 +3,9 @@
 //! Spans are made by hand where a call is recorded anyway. Where no export is asked for, there are neither spans nor an
 //! exporter; the caller's trace id is read all the same, for the log and the audit log.
 
+mod export;
+mod http;
+
 use std::{
     fmt,
     future::Future,
@@ -20,7 +23,7 @@ use opentelemetry::{
         Span as _, SpanContext, SpanKind, Status, TraceContextExt as _, Tracer as _, TracerProvider as _,
     },
 };
-use opentelemetry_otlp::{ExporterBuildError, SpanExporter};
+use opentelemetry_otlp::SpanExporter;
 use opentelemetry_sdk::{
     Resource,
     error::OTelSdkResult,
@@ -31,8 +34,9 @@ use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 use tracing::{info, warn};
 
+use self::export::{ExportError, exporter};
 use crate::{
-    config::TracesAsked,
+    config::{Otlp, TracesAsked},
     metrics::{End, Kind, Metrics},
 };
 
@@ -70,21 +74,22 @@ impl Traces {
     /// Starts the export that the `OTEL_*` variables ask for; `None` if they ask for none. Traces are a help, not a
     /// condition: what is wrong with them is told, and the sidecar serves without.
     pub fn start(asked: TracesAsked, metrics: &Metrics) -> Option<Arc<Self>> {
-        match asked {
+        let otlp = match asked {
             TracesAsked::No => return None,
-            TracesAsked::ByGrpc => {}
+            TracesAsked::ByOtlp(otlp) => otlp,
             TracesAsked::ByOther { protocol } => {
                 warn!(
                     protocol,
-                    "traces are not exported: of the protocols of OTLP, grpc is built in; set \
-                     OTEL_EXPORTER_OTLP_PROTOCOL=grpc and the collector's port for it, mostly 4317"
+                    "traces are not exported: of the protocols of OTLP, grpc and http/protobuf are built in; set \
+                     OTEL_EXPORTER_OTLP_PROTOCOL to one of them, and the collector's port for it, mostly 4317 and 4318"
                 );
                 return None;
             }
-        }
-        match Self::build(metrics) {
+        };
+        let protocol = otlp.protocol.as_str();
+        match Self::build(otlp, metrics) {
             Ok(traces) => {
-                info!("traces are exported by OTLP");
+                info!(protocol, "traces are exported by OTLP");
                 Some(Arc::new(traces))
             }
             Err(error) => {
@@ -94,9 +99,8 @@ impl Traces {
         }
     }
 
-    fn build(metrics: &Metrics) -> Result<Self, ExporterBuildError> {
-        let exporter = SpanExporter::builder().with_tonic().build()?;
-        let exporter = Counted { exporter, spans: Arc::default() };
+    fn build(otlp: Otlp, metrics: &Metrics) -> Result<Self, ExportError> {
+        let exporter = Counted { exporter: exporter(otlp)?, spans: Arc::default() };
         exporter.spans.register(metrics);
         let provider =
             SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource()).build();

@@ -250,47 +250,6 @@ pub struct LogArgs {
     pub log_level: LogLevel,
 }
 
-/// Whether the variables of OpenTelemetry ask for traces. Their details its SDK reads by itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum TracesAsked {
-    /// They do not.
-    No,
-    /// By OTLP over gRPC.
-    ByGrpc,
-    /// By something that is not built in.
-    ByOther {
-        /// What.
-        protocol: String,
-    },
-}
-
-impl TracesAsked {
-    /// What the environment says.
-    pub fn by_environment() -> Self {
-        Self::by(read)
-    }
-
-    fn by(read: impl Fn(&str) -> Option<String>) -> Self {
-        let disabled = read("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"));
-        let asked = match read("OTEL_TRACES_EXPORTER").as_deref() {
-            Some("otlp") => true,
-            Some(_) => false,
-            None => ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"]
-                .iter()
-                .any(|name| read(name).is_some()),
-        };
-        if disabled || !asked {
-            return Self::No;
-        }
-        let protocol =
-            read("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL").or_else(|| read("OTEL_EXPORTER_OTLP_PROTOCOL"));
-        match protocol {
-            Some(protocol) if protocol != "grpc" => Self::ByOther { protocol },
-            _ => Self::ByGrpc,
-        }
-    }
-}
-
 impl ServeArgs {
     /// What the environment and the defaults say, but for where to listen.
     #[cfg(feature = "demo")]
@@ -328,29 +287,6 @@ fn is_set(name: &str) -> bool {
 
 /// What a variable holds; empty is as good as unset.
 #[expect(clippy::disallowed_methods, reason = "this is the one place that reads the environment")]
-fn read(name: &str) -> Option<String> {
+pub(super) fn read(name: &str) -> Option<String> {
     env::var_os(name).filter(|value| !value.is_empty()).map(|value| value.to_string_lossy().into_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn traces_are_asked_for_by_the_standard_variables() {
-        let asked = |variables: &[(&str, &str)]| {
-            TracesAsked::by(|name| {
-                variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
-            })
-        };
-        let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4317");
-        assert_eq!(asked(&[]), TracesAsked::No);
-        assert_eq!(asked(&[endpoint]), TracesAsked::ByGrpc);
-        assert_eq!(asked(&[("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://x:1")]), TracesAsked::ByGrpc);
-        assert_eq!(asked(&[("OTEL_TRACES_EXPORTER", "otlp")]), TracesAsked::ByGrpc);
-        assert_eq!(asked(&[endpoint, ("OTEL_TRACES_EXPORTER", "none")]), TracesAsked::No);
-        assert_eq!(asked(&[endpoint, ("OTEL_SDK_DISABLED", "TRUE")]), TracesAsked::No);
-        let http = asked(&[endpoint, ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")]);
-        assert_eq!(http, TracesAsked::ByOther { protocol: "http/protobuf".to_owned() });
-    }
 }

@@ -10,11 +10,16 @@ use opentelemetry_proto::tonic::{
     common::v1::{KeyValue, any_value::Value},
     trace::v1::{Span, span::SpanKind},
 };
+use prost::Message as _;
 use tokio::{net::TcpListener, sync::watch, time::timeout};
 use tokio_stream::wrappers::TcpListenerStream;
-use tonic::{Request, Response, Status, transport::Server};
+use tonic::{
+    Request, Response, Status,
+    transport::{Server, ServerTlsConfig},
+};
 
 use crate::{
+    certs::{Authority, Identity, write_pem},
     harness::{PATIENCE, POOL, Sidecar, path_in, request},
     observe::{CANARY, Scrape},
     scripted::{Reply, Scripted, request_id},
@@ -48,6 +53,19 @@ impl Collector {
         let address = listener.local_addr().unwrap();
         let (sender, got) = watch::channel(Vec::new());
         let server = Server::builder().add_service(TraceServiceServer::new(Keep(sender)));
+        tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+        Self { address, got }
+    }
+
+    async fn start_tls(identity: &Identity) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (sender, got) = watch::channel(Vec::new());
+        let identity = tonic::transport::Identity::from_pem(&identity.certificate, &identity.key);
+        let server = Server::builder()
+            .tls_config(ServerTlsConfig::new().identity(identity))
+            .unwrap()
+            .add_service(TraceServiceServer::new(Keep(sender)));
         tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
         Self { address, got }
     }
@@ -240,9 +258,154 @@ async fn the_sampler_is_obeyed_and_trouble_with_the_collector_is_not_the_callers
 
     let sidecar = Sidecar::at(&upstream.url())
         .env("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url())
-        .env("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
+        .env("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json")
         .start()
         .await;
-    sidecar.log.wait_for_message("traces are not exported: of the protocols of OTLP, grpc is built in").await;
+    sidecar.log.wait_for_message("traces are not exported: of the protocols of OTLP, grpc and").await;
     sidecar.sign_out(POOL, CANARY).await.unwrap();
+}
+
+/// A collector of OTLP over HTTP/1.1, which answers as it is told.
+async fn collector_by_http(answer: fn(usize) -> Reply) -> Scripted {
+    Scripted::start(move |n, _| answer(n)).await
+}
+
+fn taken(_: usize) -> Reply {
+    Reply::http(200, "").header("content-type", "application/x-protobuf")
+}
+
+/// The spans that such a collector got, in requests as they have to be.
+fn spans_by_http(collector: &Scripted, path: &str) -> Vec<Span> {
+    let requests = collector.requests();
+    let got: Vec<_> = requests
+        .iter()
+        .map(|request| {
+            assert_eq!((request.method.as_str(), request.path.as_str()), ("POST", path));
+            assert_eq!(request.header("content-type"), Some("application/x-protobuf"));
+            assert_eq!(request.header("host"), Some(&*collector.addr().to_string()));
+            ExportTraceServiceRequest::decode(&*request.body).unwrap()
+        })
+        .collect();
+    spans(&got)
+}
+
+/// Waits for so many spans to be counted as exported or failed.
+async fn counted(sidecar: &Sidecar, result: &str, count: f64) {
+    let result = format!("result=\"{result}\"");
+    Scrape::until(sidecar, |scrape| scrape.sum("spans_total", &[&result]) == count).await;
+}
+
+#[tokio::test]
+async fn traces_go_over_http_where_that_is_asked_for_with_the_headers_that_were_given() {
+    let upstream = Scripted::start(|_, _| Reply::ok()).await;
+    let collector = collector_by_http(taken).await;
+    let starter = || {
+        Sidecar::at(&upstream.url())
+            .env("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
+            .env("OTEL_BSP_SCHEDULE_DELAY", "50")
+    };
+    let sidecar = starter()
+        .env("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url())
+        .env("OTEL_EXPORTER_OTLP_HEADERS", "x-tenant=shop,authorization=Bearer%20abc")
+        .start()
+        .await;
+    sidecar.client().admin_user_global_sign_out(traced(CANARY)).await.unwrap();
+    counted(&sidecar, "exported", 3.0).await;
+
+    let spans = spans_by_http(&collector, "/v1/traces");
+    assert_eq!(spans.len(), 3, "{spans:?}");
+    assert!(spans.iter().all(|span| hex(&span.trace_id) == TRACE));
+    let call = spans.iter().find(|span| span.kind() == SpanKind::Server).unwrap();
+    assert_eq!(hex(&call.parent_span_id), PARENT);
+    let requests = collector.requests();
+    assert_eq!(requests[0].header("x-tenant"), Some("shop"));
+    assert_eq!(requests[0].header("authorization"), Some("Bearer abc"));
+    assert!(!requests.iter().any(|request| String::from_utf8_lossy(&request.body).contains("canary")));
+
+    // The endpoint of traces alone is taken as it is; and the last spans leave on the way out.
+    let collector = collector_by_http(taken).await;
+    let sidecar = starter()
+        .env("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", format!("{}/custom/path", collector.url()))
+        .env("OTEL_BSP_SCHEDULE_DELAY", "600000")
+        .start()
+        .await;
+    sidecar.sign_out(POOL, CANARY).await.unwrap();
+    assert!(collector.requests().is_empty());
+    sidecar.signal("TERM");
+    assert!(sidecar.ended().await.0.success());
+    assert_eq!(spans_by_http(&collector, "/custom/path").len(), 3);
+}
+
+#[tokio::test]
+async fn trouble_with_a_collector_of_http_is_counted_and_tried_again_where_that_helps() {
+    let upstream = Scripted::start(|_, _| Reply::ok()).await;
+    let starter = |collector: &Scripted| {
+        Sidecar::at(&upstream.url())
+            .env("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url())
+            .env("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
+            .env("OTEL_EXPORTER_OTLP_TIMEOUT", "2000")
+            .env("OTEL_BSP_SCHEDULE_DELAY", "50")
+    };
+    let refuses = collector_by_http(|_| Reply::http(400, "no")).await;
+    let sidecar = starter(&refuses).start().await;
+    sidecar.sign_out(POOL, CANARY).await.unwrap();
+    counted(&sidecar, "failed", 3.0).await;
+
+    let hesitates = collector_by_http(|n| if n == 0 { Reply::http(503, "later") } else { taken(n) }).await;
+    let sidecar = starter(&hesitates).env("OTEL_EXPORTER_OTLP_TIMEOUT", "20000").start().await;
+    sidecar.sign_out(POOL, CANARY).await.unwrap();
+    counted(&sidecar, "exported", 3.0).await;
+    assert!(hesitates.requests().len() >= 2);
+
+    // One that never answers holds up neither calls nor the end.
+    let hangs = collector_by_http(|_| Reply::never()).await;
+    let sidecar = starter(&hangs).arg("--drain-timeout", "1s").start().await;
+    sidecar.sign_out(POOL, CANARY).await.unwrap();
+    hangs.wait_for_requests(1).await;
+    sidecar.sign_out(POOL, CANARY).await.unwrap();
+    counted(&sidecar, "failed", 3.0).await;
+    sidecar.signal("TERM");
+    assert!(sidecar.ended().await.0.success());
+}
+
+#[tokio::test]
+async fn a_collector_proves_who_it_is_by_an_authority_that_was_given_or_that_the_system_trusts() {
+    let upstream = Scripted::start(|_, _| Reply::ok()).await;
+    let ours = Authority::new("ours");
+    let dir = tempfile::tempdir().unwrap();
+    let ca = write_pem(dir.path(), "ca", &ours.pem()).to_str().unwrap().to_owned();
+    let collector = Scripted::start_tls(ours.server().server_config(), |n, _| taken(n)).await;
+    let by_grpc = Collector::start_tls(&ours.server()).await;
+    let starter = |protocol: &str| {
+        let url = if protocol == "grpc" { by_grpc.url() } else { collector.url() };
+        Sidecar::at(&upstream.url())
+            .env(
+                "OTEL_EXPORTER_OTLP_ENDPOINT",
+                url.replace("http://", "https://").replace("127.0.0.1", "localhost"),
+            )
+            .env("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
+            .env("OTEL_BSP_SCHEDULE_DELAY", "50")
+    };
+    for protocol in ["grpc", "http/protobuf"] {
+        for trusted in ["OTEL_EXPORTER_OTLP_CERTIFICATE", "SSL_CERT_FILE"] {
+            let sidecar = starter(protocol).env(trusted, &ca).start().await;
+            sidecar.sign_out(POOL, CANARY).await.unwrap();
+            counted(&sidecar, "exported", 3.0).await;
+        }
+        // What is given goes before what the system trusts.
+        let theirs = write_pem(dir.path(), "theirs", &Authority::new("theirs").pem());
+        let sidecar = starter(protocol)
+            .env("OTEL_EXPORTER_OTLP_CERTIFICATE", theirs.to_str().unwrap())
+            .env("SSL_CERT_FILE", &ca)
+            .env("OTEL_EXPORTER_OTLP_TIMEOUT", "500")
+            .start()
+            .await;
+        sidecar.sign_out(POOL, CANARY).await.unwrap();
+        counted(&sidecar, "failed", 3.0).await;
+
+        let sidecar = starter(protocol).env("OTEL_EXPORTER_OTLP_CERTIFICATE", "/nonexistent").start().await;
+        let line = sidecar.log.wait_for_message("traces are not exported").await;
+        assert!(line["error"].as_str().unwrap().contains("OTEL_EXPORTER_OTLP_CERTIFICATE: /nonexistent"));
+    }
+    assert_eq!(collector.requests().len(), 2, "from those that trust it");
 }
