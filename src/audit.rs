@@ -15,7 +15,10 @@ use std::{
 };
 
 use serde_json::Value;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, timeout_at},
+};
 
 use self::{
     key::Keys,
@@ -149,13 +152,21 @@ impl Audit {
         }
     }
 
-    /// Notices a key that is replaced, for as long as it is polled; without a key, waits for ever.
-    pub fn keep_key(self: Arc<Self>, metrics: &Metrics) -> impl Future<Output = ()> + Send + use<> {
+    /// Notices a key that is replaced, for as long as it is polled, and at once when `look` changes; without a key, waits
+    /// for ever.
+    pub fn keep_key(
+        self: Arc<Self>,
+        mut look: watch::Receiver<()>,
+        metrics: &Metrics,
+    ) -> impl Future<Output = ()> + Send + use<> {
         let told = self.keys.is_some().then(|| metrics.reloads("audit_key"));
         async move {
             let (Some(keys), Some(told)) = (&self.keys, told) else { return std::future::pending().await };
             loop {
-                sleep(KEY_POLL).await;
+                tokio::select! {
+                    () = sleep(KEY_POLL) => {}
+                    Ok(()) = look.changed() => {}
+                }
                 if let Some(well) = keys.refresh() {
                     told(well);
                 }

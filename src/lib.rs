@@ -34,7 +34,7 @@
 //! | [`telemetry`] | logs |
 //! | [`traces`] | the caller's trace context, spans, OTLP |
 //! | [`panics`] | a panic takes one call along, never the process |
-//! | [`shutdown`] | SIGTERM and SIGINT |
+//! | [`shutdown`] | SIGTERM, SIGINT and SIGHUP |
 //! | [`client`] | the commands that are clients: `sign-out`, `bulk`, `health`; and `check` |
 //! | `demo` | the commands `demo` and `emulate`, with the embedded Cognito (feature `demo`) |
 //! | [`codec`] | messages to bytes and back |

@@ -76,15 +76,18 @@ impl<T: Send + Sync + 'static> Kept<T> {
         self.current.subscribe()
     }
 
-    /// Keeps it as the files have it, for as long as the process lives. `told` hears of each change: whether it was taken
-    /// over, or something is wrong with it.
-    pub async fn keep(mut self, every: Duration, told: impl Fn(bool)) {
+    /// Keeps it as the files have it, for as long as the process lives; they are looked at every so often, and whenever
+    /// `look` changes. `told` hears of each change: whether it was taken over, or something is wrong with it.
+    pub async fn keep(mut self, every: Duration, mut look: watch::Receiver<()>, told: impl Fn(bool)) {
         let (mut reloads, mut failures) = (0_u64, 0_u64);
         let mut ticks = interval(every);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut wrong: Option<Wrong> = None;
         loop {
-            ticks.tick().await;
+            let asked = tokio::select! {
+                _ = ticks.tick() => false,
+                Ok(()) = look.changed() => true,
+            };
             let load = self.load.clone();
             let loaded = spawn_blocking(move || {
                 let mut files = Files::new();
@@ -108,18 +111,19 @@ impl<T: Send + Sync + 'static> Kept<T> {
                     told(true);
                     info!(reloads, "{} loaded anew", self.what);
                 }
-                // A writer that is half-way (a certificate without its key yet) is no news. What is found twice is.
-                Err(error) => match &mut wrong {
-                    Some(wrong) if wrong.fingerprint == fingerprint => {
-                        if !wrong.told {
-                            wrong.told = true;
-                            failures += 1;
-                            told(false);
-                            warn!(failures, %error, "{} not loaded anew; those in use stay in use", self.what);
-                        }
+                // A writer that is half-way (a certificate without its key yet) is no news. What is found twice is, and
+                // what whoever is done with writing asks us to look at.
+                Err(error) => {
+                    let before = wrong.take().filter(|wrong| wrong.fingerprint == fingerprint);
+                    let was_told = before.as_ref().is_some_and(|wrong| wrong.told);
+                    let is_news = !was_told && (asked || before.is_some());
+                    if is_news {
+                        failures += 1;
+                        told(false);
+                        warn!(failures, %error, "{} not loaded anew; those in use stay in use", self.what);
                     }
-                    _ => wrong = Some(Wrong { fingerprint, told: false }),
-                },
+                    wrong = Some(Wrong { fingerprint, told: was_told || is_news });
+                }
             }
         }
     }

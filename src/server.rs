@@ -20,7 +20,7 @@ use std::{
 
 use prometheus_client::registry::Unit;
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, watch},
     time::{Instant, sleep, timeout, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -46,7 +46,7 @@ use crate::{
     record::Recorder,
     retry::Retrying,
     service::{self, Desk, Service},
-    shutdown::Stop,
+    shutdown::{self, Stop},
     sign_out::UserPoolId,
     status,
     traces::Traces,
@@ -158,6 +158,10 @@ impl Sidecar {
         self.guard.warn(self.listeners.iter().map(Listener::address));
         info!(address = %self.admin.address(), "serving probes");
 
+        let look = shutdown::hang_ups(&stop).unwrap_or_else(|error| {
+            warn!(%error, "SIGHUP cannot be heard");
+            watch::channel(()).1
+        });
         let mut tasks = Tasks::default();
         let metrics = Metrics::new(observe.metrics_pool_ids);
 
@@ -186,7 +190,7 @@ impl Sidecar {
         let queued = Queued::new(paced, metrics.clone(), traces.clone());
         let chain = Joining::new(Retrying::new(queued, time.max_attempts, closing.clone()));
         if let Some(audit) = &self.audit {
-            begin_audit(audit, &metrics, &mut tasks);
+            begin_audit(audit, look.clone(), &metrics, &mut tasks);
         }
         let recorder = Recorder::new(metrics.clone(), self.audit.clone(), traces);
         let access = self.guard.access();
@@ -213,7 +217,7 @@ impl Sidecar {
             let accept = listening.track_future(listener.accept(accepted.clone(), refused, tls.clone()));
             tasks.spawn_closable("a gRPC listener", accept, &closing);
         }
-        let (certificates, policy) = self.guard.keepers(&metrics);
+        let (certificates, policy) = self.guard.keepers(&look, &metrics);
         tasks.spawn("the reloader of certificates", certificates);
         tasks.spawn("the reloader of the policy", policy);
         drop(accepted);
@@ -274,13 +278,13 @@ impl Sidecar {
     }
 }
 
-fn begin_audit(audit: &Arc<Audit>, metrics: &Metrics, tasks: &mut Tasks) {
+fn begin_audit(audit: &Arc<Audit>, look: watch::Receiver<()>, metrics: &Metrics, tasks: &mut Tasks) {
     audit.count_in(metrics);
     match audit.key_id() {
         Some(key_id) => info!(key_id, "audit: usernames are told by their keyed hash"),
         None => warn!("audit: users are not told, for there is no --audit-key-file"),
     }
-    tasks.spawn("the keeper of the audit key", audit.clone().keep_key(metrics));
+    tasks.spawn("the keeper of the audit key", audit.clone().keep_key(look, metrics));
 }
 
 /// Metrics of what others keep.

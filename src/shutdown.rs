@@ -1,8 +1,11 @@
-//! SIGTERM and SIGINT, as something that every task can wait for.
+//! SIGTERM, SIGINT and SIGHUP, as something that every task can wait for.
 
-use std::io;
+use std::io::{self, IsTerminal as _};
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
 use tokio_util::sync::CancellationToken;
 
 /// Asks a process to stop: once to finish what it is doing, twice to end at once. Clones are the same.
@@ -48,4 +51,24 @@ impl Stop {
     pub async fn at_once(&self) {
         self.at_once.cancelled().await;
     }
+}
+
+/// Hears of SIGHUP, which from now on does not end the process by itself: what is returned changes with each, and asks to
+/// look at all files that may have changed. But a process that was started at a terminal means it as that terminal does,
+/// which is gone: it is asked to stop.
+pub fn hang_ups(stop: &Stop) -> io::Result<watch::Receiver<()>> {
+    let mut hang_up = signal(SignalKind::hangup())?;
+    let (sender, look) = watch::channel(());
+    let stop = io::stderr().is_terminal().then(|| stop.clone());
+    tokio::spawn(async move {
+        while hang_up.recv().await.is_some() {
+            match &stop {
+                Some(stop) => stop.ask(),
+                None => {
+                    sender.send_replace(());
+                }
+            }
+        }
+    });
+    Ok(look)
 }

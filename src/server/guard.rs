@@ -124,25 +124,31 @@ impl Guard {
         }
     }
 
-    /// Keeps TLS as its files have it, for as long as the process lives, and the policy likewise.
+    /// Keeps TLS as its files have it, for as long as the process lives, and the policy likewise. They are looked at at
+    /// once when `look` changes.
     pub(super) fn keepers(
         self,
+        look: &watch::Receiver<()>,
         metrics: &Metrics,
     ) -> (impl Future<Output = ()> + use<>, impl Future<Output = ()> + use<>) {
-        (keep(self.tls, self.every, metrics, "tls"), keep(self.policy, self.every, metrics, "policy"))
+        (
+            keep(self.tls, self.every, look.clone(), metrics, "tls"),
+            keep(self.policy, self.every, look.clone(), metrics, "policy"),
+        )
     }
 }
 
 fn keep<T: Send + Sync + 'static>(
     kept: Option<Kept<T>>,
     every: Duration,
+    look: watch::Receiver<()>,
     metrics: &Metrics,
     what: &'static str,
 ) -> impl Future<Output = ()> + use<T> {
     let kept = kept.map(|kept| (kept, metrics.reloads(what)));
     async move {
         match kept {
-            Some((kept, told)) => kept.keep(every, told).await,
+            Some((kept, told)) => kept.keep(every, look, told).await,
             None => std::future::pending().await,
         }
     }

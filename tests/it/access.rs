@@ -348,3 +348,34 @@ async fn the_policies_in_the_documents_are_taken() {
         assert_eq!(sidecar.log.wait_for_message("signed out").await["caller"], "support-desk");
     }
 }
+
+#[tokio::test]
+async fn a_hang_up_asks_to_look_at_the_files_and_ends_nothing() {
+    let upstream = cognito().await;
+    let known = "token_files = [\"t\"]";
+    let policy = Policy::new(&caller("a", known, "[\"eu-central-1_*\"]"));
+    policy.write("t", "0123456789abcdef");
+    policy.write("audit.key", "0123456789abcdef0123456789abcdef");
+    let sidecar = Sidecar::at(&upstream.url())
+        .arg("--policy", policy.path().display())
+        .arg("--reload-interval", "1h")
+        .arg("--audit", "stdout")
+        .arg("--audit-key-file", policy.dir.path().join("audit.key").display())
+        .start()
+        .await;
+    let token = Some("0123456789abcdef");
+    assert_not_allowed(sign_out(sidecar.channel(), token, OTHER).await);
+
+    policy.write("policy.toml", &caller("a", known, "[\"*\"]"));
+    policy.write("audit.key", "abcdef0123456789abcdef0123456789");
+    sidecar.signal("HUP");
+    sidecar.log.wait_for_message("the policy loaded anew").await;
+    sign_out(sidecar.channel(), token, OTHER).await.unwrap();
+    sidecar.log.wait_for_message("audit: usernames are hashed with another key").await;
+
+    // Whoever asks is done with writing: what is wrong then is told at once.
+    policy.write("policy.toml", "not a policy");
+    sidecar.signal("HUP");
+    sidecar.log.wait_for_message("the policy not loaded anew").await;
+    sign_out(sidecar.channel(), token, OTHER).await.unwrap();
+}
