@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use prometheus_client::metrics::counter::Counter;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
@@ -60,6 +61,8 @@ struct Shared {
     next: AtomicU64,
     metrics: Arc<Metrics>,
     listener: &'static str,
+    /// Counts those for which there was no room.
+    refused: Counter,
     made_room: Complaint,
     turned_away: Complaint,
 }
@@ -72,6 +75,7 @@ impl Connections {
             limits,
             open: Mutex::default(),
             next: AtomicU64::new(0),
+            refused: metrics.refused_connections(listener, "limit"),
             metrics,
             listener,
             made_room: Complaint::default(),
@@ -159,7 +163,7 @@ impl Connections {
                     timeout(LEAVE, room.acquire_owned()).await.ok()?.ok()?
                 } else {
                     let limit = self.0.limits.max_connections;
-                    self.0.metrics.refused_connections(self.0.listener, "limit").inc();
+                    self.0.refused.inc();
                     self.0.turned_away.about(|times| {
                         warn!(
                             times,

@@ -94,6 +94,8 @@ async fn every_metric_of_a_call_moves_as_it_should() {
     assert_eq!(before.sum("calls_total", &[]), 0.0);
     assert_eq!(before.sum("calls_shed_total", &["reason=\"OVERLOADED\""]), 0.0);
     assert!(before.has("calls_shed_total"), "there is something to alert on from the start");
+    let full: Vec<_> = before.samples("connections_refused_total", &["reason=\"limit\""]).collect();
+    assert_eq!(full, [0.0, 0.0], "of both listeners");
 
     sidecar.sign_out(POOL, CANARY).await.unwrap();
     sidecar.sign_out(POOL, "nobody").await.unwrap_err();
