@@ -26,7 +26,7 @@
 //! | [`attempts`] | attempts and their waiting, seen: two `SignOut`s around a `SignOut` |
 //! | [`retry`] | attempts within the deadline: a `SignOut` around a `SignOut` |
 //! | `bulk` | the bidirectional stream, each item a call of its own |
-//! | [`quota`] | how much is asked of Cognito: in flight, a second, and never twice where once will do: three more |
+//! | [`quota`] | how much is asked of Cognito: in flight, a second, and never twice where once will do: two more |
 //! | [`cognito`] | the adapter: one attempt by the SDK, its failure in our words; the only place that knows AWS |
 //! | [`server`] | bind everything, serve, drain; owns health and the admin listener |
 //! | [`audit`] | the audit log: one event for each sign-out asked for |

@@ -42,7 +42,7 @@ use crate::{
     metrics::{Kind, Metrics},
     pb::{self, sign_out_service_server::SignOutServiceServer},
     policy::Access,
-    quota::{Bounded, BudgetFigures, Gate, Joining, Paced, Pacer, Quotas},
+    quota::{BudgetFigures, Gate, Joining, Paced, Pacer, Quotas},
     record::Recorder,
     retry::Retrying,
     service::{self, Desk, Service},
@@ -185,8 +185,7 @@ impl Sidecar {
         watch_quota(&metrics, &pacer);
         let traces = Traces::start(TracesAsked::by_environment(), &metrics);
         let attempted = Attempted::new(cognito, metrics.clone(), traces.clone());
-        let bounded = Bounded::new(attempted, gate.clone());
-        let paced = Paced::new(bounded, pacer, region_of);
+        let paced = Paced::new(attempted, pacer, region_of);
         let queued = Queued::new(paced, metrics.clone(), traces.clone());
         let chain = Joining::new(Retrying::new(queued, time.max_attempts, closing.clone()));
         if let Some(audit) = &self.audit {

@@ -6,11 +6,11 @@ use std::sync::{
 };
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit, TryAcquireError};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use crate::sign_out::{Call, Cause, SignOut, SignOutError, SignedOut};
+use crate::sign_out::{Cause, SignOutError};
 
 /// The limit and its queue, to be closed on the way out.
 #[derive(Debug)]
@@ -48,43 +48,40 @@ impl Gate {
         self.max_waiting
     }
 
-    /// How many wait.
+    /// How many wait, those aside whose wait is bounded elsewhere.
     pub fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)
     }
-}
 
-/// Lets through what the gate allows.
-pub struct Bounded<S> {
-    inner: S,
-    gate: Arc<Gate>,
-}
-
-impl<S: SignOut> Bounded<S> {
-    /// `inner` behind `gate`.
-    pub fn new(inner: S, gate: Arc<Gate>) -> Self {
-        Self { inner, gate }
-    }
-}
-
-impl<S: SignOut> SignOut for Bounded<S> {
-    async fn sign_out(&self, call: &Call) -> Result<SignedOut, SignOutError> {
-        let _permit = match self.gate.permits.try_acquire() {
-            Ok(permit) => permit,
-            Err(tokio::sync::TryAcquireError::Closed) => return Err(SignOutError::shutting_down()),
-            Err(tokio::sync::TryAcquireError::NoPermits) => {
-                let Some(_place) = Place::take(&self.gate) else {
+    /// Waits to be let through, first come, first served. At once an error if too many wait.
+    pub(super) async fn enter(&self) -> Result<Permit<'_>, SignOutError> {
+        match self.permits.try_acquire() {
+            Ok(permit) => Ok(permit),
+            Err(TryAcquireError::Closed) => Err(SignOutError::shutting_down()),
+            Err(TryAcquireError::NoPermits) => {
+                let Some(_place) = Place::take(self) else {
                     // A full queue empties at the speed of Cognito; no better figure is known here.
                     return Err(SignOutError::new(Cause::Overloaded).retry_after(Duration::from_secs(1)));
                 };
-                debug!("waits for its turn");
-                self.gate.permits.acquire().await.map_err(|_closed| SignOutError::shutting_down())?
+                self.enter_first().await
             }
-        };
-        // On the heap, and not before there is a permit: what waits is small, what is at work is large.
-        Box::pin(self.inner.sign_out(call)).await
+        }
+    }
+
+    /// The same for who is first in a queue that is bounded by itself.
+    pub(super) async fn enter_first(&self) -> Result<Permit<'_>, SignOutError> {
+        match self.permits.try_acquire() {
+            Ok(permit) => Ok(permit),
+            Err(_closed_or_none) => {
+                debug!("waits for its turn");
+                self.permits.acquire().await.map_err(|_closed| SignOutError::shutting_down())
+            }
+        }
     }
 }
+
+/// To be let through, for as long as it is held.
+pub(super) type Permit<'a> = SemaphorePermit<'a>;
 
 /// A place in the queue, given back however the waiting ends.
 struct Place<'a>(&'a Gate);
@@ -108,24 +105,7 @@ impl Drop for Place<'_> {
 
 #[cfg(test)]
 mod tests {
-    use tokio::{sync::mpsc, time::Instant};
-
     use super::*;
-    use crate::sign_out::User;
-
-    /// Tells that it was reached, then never answers.
-    struct Stuck(mpsc::UnboundedSender<()>);
-
-    impl SignOut for Stuck {
-        async fn sign_out(&self, _: &Call) -> Result<SignedOut, SignOutError> {
-            self.0.send(()).unwrap();
-            std::future::pending().await
-        }
-    }
-
-    fn call() -> Call {
-        Call::new(User::parse("eu-central-1_EXAMPLE02", "ada").unwrap(), Instant::now())
-    }
 
     async fn until(gate: &Gate, waiting: usize) {
         while gate.waiting() != waiting {
@@ -135,33 +115,41 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_beyond_waits_what_is_beyond_that_is_refused_and_closing_frees_the_queue() {
-        let (reached, mut arrivals) = mpsc::unbounded_channel();
         let gate = Gate::new(1, 1);
-        let bounded = Arc::new(Bounded::new(Stuck(reached), gate.clone()));
-
-        let sign_out = || {
-            let bounded = bounded.clone();
-            tokio::spawn(async move { bounded.sign_out(&call()).await })
+        let enter = || {
+            let gate = gate.clone();
+            tokio::spawn(async move { gate.enter().await.map(SemaphorePermit::forget) })
         };
-        let first = sign_out();
-        arrivals.recv().await.unwrap();
-        let second = sign_out();
+        let first = gate.enter().await.unwrap();
+        let second = enter();
         until(&gate, 1).await;
 
-        let third = bounded.sign_out(&call()).await.unwrap_err();
+        let third = gate.enter().await.unwrap_err();
         assert_eq!(third.cause, Cause::Overloaded);
         assert!(third.retry_after.is_some());
 
-        // The first goes away: the second takes its place, and the queue is free again.
-        first.abort();
-        arrivals.recv().await.unwrap();
+        // The first goes away: the second takes its place, for good, and the queue is free again.
+        drop(first);
+        second.await.unwrap().unwrap();
         assert_eq!(gate.waiting(), 0);
 
-        let fourth = sign_out();
+        let fourth = enter();
         until(&gate, 1).await;
         gate.close();
         assert_eq!(fourth.await.unwrap().unwrap_err().cause, Cause::ShuttingDown);
-        assert_eq!(bounded.sign_out(&call()).await.unwrap_err().cause, Cause::ShuttingDown);
-        second.abort();
+        assert_eq!(gate.enter().await.unwrap_err().cause, Cause::ShuttingDown);
+        assert_eq!(gate.enter_first().await.unwrap_err().cause, Cause::ShuttingDown);
+    }
+
+    #[tokio::test]
+    async fn who_is_first_elsewhere_takes_up_no_place_in_the_queue() {
+        let gate = Gate::new(1, 0);
+        let held = gate.enter().await.unwrap();
+        let ours = gate.clone();
+        let first = tokio::spawn(async move { ours.enter_first().await.map(drop) });
+        tokio::task::yield_now().await;
+        assert_eq!(gate.enter().await.unwrap_err().cause, Cause::Overloaded);
+        drop(held);
+        first.await.unwrap().unwrap();
     }
 }

@@ -82,13 +82,23 @@ impl Pace {
         self.at = self.at.max(now);
     }
 
-    /// Takes a token if the bucket holds `level` of them, else tells how long it takes until then.
-    pub(super) fn take(&mut self, level: f64, now: Instant) -> Result<(), Duration> {
+    /// Tells how long it takes until the bucket holds `level` tokens; nothing if it does.
+    pub(super) fn until(&mut self, level: f64, now: Instant) -> Duration {
         self.refill(now);
         let missing = level.min(self.capacity()) - self.tokens;
         // Less than a nanosecond's worth is nothing: a wait for it would end at once, and never end.
         if missing * 1e9 > self.rate() {
-            return Err(Duration::from_secs_f64(missing / self.rate()));
+            Duration::from_secs_f64(missing / self.rate())
+        } else {
+            Duration::ZERO
+        }
+    }
+
+    /// Takes a token if the bucket holds `level` of them, else tells how long it takes until then.
+    pub(super) fn take(&mut self, level: f64, now: Instant) -> Result<(), Duration> {
+        let wait = self.until(level, now);
+        if !wait.is_zero() {
+            return Err(wait);
         }
         self.tokens -= 1.0;
         self.used += 1.0 / self.rate();

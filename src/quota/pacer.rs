@@ -5,6 +5,10 @@
 //! who is urgent goes first, and who cannot be served in time is told so at once, with the real wait.
 //!
 //! No task runs for it: whoever is first in the queue waits for its token by itself, and wakes the next.
+//!
+//! A token and a permit to be at Cognito are taken in one moment, by whoever is first. If a token were taken before, those
+//! who hold one would gather while Cognito is slow, and leave together when it is not, past any pace. If a permit were
+//! taken before, bulk would hold permits only to wait.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -21,7 +25,10 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::{gate::Gate, pace::Pace};
+use super::{
+    gate::{Gate, Permit},
+    pace::Pace,
+};
 use crate::sign_out::{Call, Cause, Class, Region, SignOut, SignOutError, SignedOut, UserPoolId};
 
 /// As many regional clients are kept; more budgets would be of no use.
@@ -77,7 +84,8 @@ pub struct BudgetFigures {
 }
 
 impl Pacer {
-    /// Budgets according to `quotas`; what waits for them is sent away when `gate` closes, and no more wait than there.
+    /// Budgets according to `quotas`. Everything goes through `gate`, paced or not; what waits for a budget is sent away
+    /// when it closes, and no more wait than there.
     pub fn new(quotas: Quotas, gate: Arc<Gate>) -> Arc<Self> {
         Arc::new(Self { quotas, gate, budgets: Mutex::default(), told: Mutex::default() })
     }
@@ -125,7 +133,7 @@ impl Pacer {
     }
 }
 
-/// Lets attempts through at the pace of their region.
+/// Lets attempts through at the pace of their region, and no more at one time than the gate allows.
 pub struct Paced<S, R> {
     inner: S,
     pacer: Arc<Pacer>,
@@ -148,22 +156,26 @@ where
 {
     async fn sign_out(&self, call: &Call) -> Result<SignedOut, SignOutError> {
         // Who serves no region is told so by whoever would call it.
-        let Some(region) = (self.region_of)(&call.user.pool) else { return self.inner.sign_out(call).await };
+        let Some(region) = (self.region_of)(&call.user.pool) else {
+            let _permit = self.pacer.gate.enter().await?;
+            return Box::pin(self.inner.sign_out(call)).await;
+        };
 
         let budget = self.pacer.budget(&region, call.class());
-        let charge = match &budget {
+        let (_permit, charge) = match &budget {
             Some(budget) => {
-                budget.admit(call, &self.pacer.gate).await.map_err(|mut error| {
+                let permit = budget.admit(call, &self.pacer.gate).await.map_err(|mut error| {
                     error.aws.region = Some(region.clone());
                     error
                 })?;
-                Some(Charge { budget, call, before: call.attempts() })
+                (permit, Some(Charge { budget, call, before: call.attempts() }))
             }
-            None => None,
+            None => (self.pacer.gate.enter().await?, None),
         };
         call.note_released();
         let released = Instant::now();
-        let result = self.inner.sign_out(call).await;
+        // On the heap, and not before there is a permit: what waits is small, what is at work is large.
+        let result = Box::pin(self.inner.sign_out(call)).await;
         if let Err(SignOutError { cause: Cause::TooManyRequests, .. }) = &result {
             match &budget {
                 Some(budget) => budget.throttled(released),
@@ -231,8 +243,7 @@ struct Slot {
     sent_away: AtomicU64,
 }
 
-enum Step {
-    Go,
+enum Place {
     SentAway(Duration),
     /// First in the queue, with so long to wait.
     First(Duration),
@@ -265,21 +276,35 @@ impl Budget {
     }
 
     /// Waits for the call's turn. At once an error if it will not come before the deadline.
-    async fn admit(&self, call: &Call, gate: &Gate) -> Result<(), SignOutError> {
+    async fn admit<'g>(&self, call: &Call, gate: &'g Gate) -> Result<Permit<'g>, SignOutError> {
         let mut turn = Turn::take(self, call, gate.max_waiting())?;
+        let entering = gate.enter_first();
+        tokio::pin!(entering);
         loop {
-            let wait = match turn.step() {
-                Step::Go => return Ok(()),
-                Step::SentAway(wait) => return Err(exhausted(wait)),
-                Step::First(wait) => Some(wait),
-                Step::Behind => None,
+            let wait = match turn.place() {
+                Place::SentAway(wait) => return Err(exhausted(wait)),
+                Place::First(wait) => Some(wait),
+                Place::Behind => None,
             };
+            let its_turn = wait == Some(Duration::ZERO);
+            if !its_turn {
+                // Nobody stands at the gate who could not go: a permit that is kept for it would be lost to others.
+                entering.set(gate.enter_first());
+            }
             tokio::select! {
                 biased;
                 () = gate.closing().cancelled() => return Err(SignOutError::shutting_down()),
                 () = turn.slot.wake.notified() => {}
                 () = call.promoted(), if turn.key.class == Class::Bulk => turn.promote(),
-                () = sleep(wait.unwrap_or_default()), if wait.is_some() => {}
+                () = sleep(wait.unwrap_or_default()), if wait.is_some() && !its_turn => {}
+                permit = &mut entering, if its_turn => {
+                    let permit = permit?;
+                    // Unless somebody more urgent has come in the meantime, or the pace has fallen.
+                    if turn.go() {
+                        return Ok(permit);
+                    }
+                    entering.set(gate.enter_first());
+                }
             }
         }
     }
@@ -345,6 +370,10 @@ impl State {
         Some(waiting)
     }
 
+    fn is_first(&self, key: Key) -> bool {
+        self.queue.first_key_value().is_some_and(|(first, _)| *first == key)
+    }
+
     fn wake_first(&self) {
         if let Some((_, first)) = self.queue.first_key_value() {
             first.slot.wake.notify_one();
@@ -394,29 +423,35 @@ impl<'a> Turn<'a> {
         Ok(Self { budget, call, slot, key })
     }
 
-    fn step(&mut self) -> Step {
+    fn place(&mut self) -> Place {
         let sent_away = self.slot.sent_away.load(Ordering::Relaxed);
         if sent_away != 0 {
-            return Step::SentAway(Duration::from_nanos(sent_away));
+            return Place::SentAway(Duration::from_nanos(sent_away));
         }
         let mut state = lock(&self.budget.state);
-        if state.queue.first_key_value().is_none_or(|(first, _)| *first != self.key) {
-            return Step::Behind;
+        if !state.is_first(self.key) {
+            return Place::Behind;
         }
         let now = Instant::now();
-        match state.pace.take(self.budget.level(self.key.class), now) {
-            Ok(()) => {
-                state.leave(self.key);
-                state.wake_first();
-                Step::Go
-            }
-            Err(wait) if now.checked_add(wait).is_none_or(|at| at > self.call.deadline()) => {
-                state.leave(self.key);
-                state.wake_first();
-                Step::SentAway(wait)
-            }
-            Err(wait) => Step::First(wait),
+        let wait = state.pace.until(self.budget.level(self.key.class), now);
+        if now.checked_add(wait).is_none_or(|at| at > self.call.deadline()) {
+            state.leave(self.key);
+            state.wake_first();
+            return Place::SentAway(wait);
         }
+        Place::First(wait)
+    }
+
+    /// Takes the token. Whether it is there, and ours.
+    fn go(&mut self) -> bool {
+        let mut state = lock(&self.budget.state);
+        let level = self.budget.level(self.key.class);
+        let goes = state.is_first(self.key) && state.pace.take(level, Instant::now()).is_ok();
+        if goes {
+            state.leave(self.key);
+            state.wake_first();
+        }
+        goes
     }
 
     /// Somebody waits for it now: it goes to the end of those for whom that is so.

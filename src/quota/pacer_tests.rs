@@ -238,3 +238,66 @@ async fn figures_are_told_of_the_first_regions_only_however_many_are_called() {
     assert_eq!((figures[0].limit, figures[0].throttled), (10.0, 1));
     assert!(figures[0].pace < 1.0, "{figures:?}");
 }
+
+/// Answers nobody until it is well again; notes who was sent then.
+struct Slow {
+    well_at: Instant,
+    sent: Mutex<Vec<(Class, Instant)>>,
+}
+
+impl SignOut for Slow {
+    async fn sign_out(&self, call: &Call) -> Result<SignedOut, SignOutError> {
+        call.note_sent();
+        lock(&self.sent).push((call.class(), Instant::now()));
+        tokio::time::sleep_until(self.well_at).await;
+        Ok(SignedOut { aws_request_id: None, at: None, region: "eu-central-1".parse().unwrap() })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn those_that_waited_for_a_slow_cognito_do_not_leave_together_and_who_is_waited_for_goes_first() {
+    const RATE: usize = 20;
+    let begun = Instant::now();
+    let slow = Arc::new(Slow { well_at: begun + Duration::from_secs(60), sent: Mutex::default() });
+    let gate = Gate::new(5, 1000);
+    let quotas = Quotas { elsewhere: Some(RATE as f64), regions: HashMap::new(), share: 1.0 };
+    let paced = Arc::new(Paced::new(slow.clone(), Pacer::new(quotas, gate), UserPoolId::region));
+    let mut tasks: Vec<_> = (0..100).map(|n| paced.clone().go(bulk(&format!("b{n}")))).collect();
+    tokio::time::sleep_until(begun + Duration::from_secs(59)).await;
+    // All permits are taken, and bulk has waited for one for most of a minute.
+    assert_eq!(lock(&slow.sent).len(), 5);
+    let urgent = Call::new(user("ada"), begun + Duration::from_secs(120));
+    tasks.push(paced.clone().go(urgent));
+    settle().await;
+    for task in tasks {
+        task.await.unwrap().unwrap();
+    }
+
+    let sent = lock(&slow.sent)[5..].to_vec();
+    assert_eq!(sent[0], (Class::Interactive, slow.well_at), "it goes before those that came earlier");
+    for (index, (_, from)) in sent.iter().enumerate() {
+        let within = sent[index..].iter().take_while(|(_, at)| *at < *from + Duration::from_secs(1)).count();
+        // What the bucket held, and a second's worth.
+        assert!(within <= 2 + RATE, "{within} in the second from {:?}", *from - begun);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_more_are_at_cognito_than_the_gate_allows_and_the_next_goes_when_one_comes_back() {
+    let begun = Instant::now();
+    let slow = Arc::new(Slow { well_at: begun + Duration::from_secs(10), sent: Mutex::default() });
+    let quotas = Quotas { elsewhere: None, regions: HashMap::new(), share: 1.0 };
+    let paced = Arc::new(Paced::new(slow.clone(), Pacer::new(quotas, Gate::new(2, 1)), UserPoolId::region));
+    let call = |name: &str| paced.clone().go(Call::new(user(name), begun + Duration::from_secs(60)));
+    let (first, second) = (call("u1"), call("u2"));
+    settle().await;
+    let third = call("u3");
+    settle().await;
+    assert_eq!(call("u4").await.unwrap().unwrap_err().cause, Cause::Overloaded);
+    first.abort();
+    settle().await;
+    assert_eq!(lock(&slow.sent).len(), 3);
+    for task in [second, third] {
+        task.await.unwrap().unwrap();
+    }
+}
