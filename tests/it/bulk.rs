@@ -216,7 +216,8 @@ async fn a_call_that_the_budget_cannot_serve_in_time_is_told_so_at_once() {
     assert_eq!(upstream.requests().len(), 1);
 }
 
-/// As many as pass in a minute at Cognito's default of 25 a second, four times as fast. benches/bulk.rs has 10,000.
+/// As many as pass in a minute at Cognito's default of 25 a second, four times as fast, by the real process. budget.rs has
+/// 10,000 at 25 a second in simulated time, `cargo bench --bench bulk -- --only budget` in real time.
 #[tokio::test]
 async fn many_are_signed_out_within_the_budget_and_a_call_in_the_middle_does_not_notice() {
     const USERS: u64 = 1_500;

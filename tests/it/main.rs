@@ -16,6 +16,7 @@ mod access;
 mod attacks;
 mod audit;
 mod aws;
+mod budget;
 mod bulk;
 mod bulk_command;
 mod calls;
