@@ -3,14 +3,23 @@
 use std::{
     collections::{HashMap, HashSet},
     fs,
+    io::{self, Read as _, Write as _},
+    os::{fd::OwnedFd, unix::ffi::OsStrExt as _},
     process::{Child, Stdio},
+    thread,
+    time::Duration,
 };
 
+use rustix::{
+    pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
+    termios::{Winsize, tcsetwinsize},
+};
 use serde_json::Value;
+use tokio::{sync::watch, time::timeout};
 
 use crate::{
     bulk::enforcing,
-    harness::{POOL, Sidecar, binary, path_in, text},
+    harness::{PATIENCE, POOL, Sidecar, binary, path_in, text},
     scripted::{Gate, Reply, Scripted},
 };
 
@@ -171,4 +180,125 @@ async fn a_dry_run_signs_nobody_out_and_needs_no_sidecar() {
     assert!(text(&told.stdout).contains("would sign out 2"), "{}", text(&told.stdout));
     assert!(text(&told.stderr).contains("record 3: username"), "{}", text(&told.stderr));
     assert!(!fs::exists(format!("{file}.results.jsonl")).unwrap());
+}
+
+#[tokio::test]
+async fn users_come_from_standard_input_as_text_or_json_lines() {
+    let upstream = Scripted::start(|_, _| Reply::ok()).await;
+    let sidecar = Sidecar::at(&upstream.url()).arg("--quota-rps", 1000).start().await;
+    let dir = tempfile::tempdir().unwrap();
+    for (format, input, expected) in [
+        (None, "ada\nbob\n".to_owned(), vec!["ada", "bob"]),
+        (
+            Some("jsonl"),
+            format!("\"ada\"\n{{\"username\":\"carol\",\"user_pool_id\":\"{POOL}\"}}\n"),
+            vec!["ada", "carol"],
+        ),
+    ] {
+        let written = path_in(&dir, &format!("{}.jsonl", format.unwrap_or("text")));
+        let mut command = bulk(&sidecar, "-", &["--results", &written]);
+        command.args(format.map(|format| format!("--format={format}")));
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        // Dropped when it is written, which is the end of the input.
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        let ended = tokio::task::spawn_blocking(move || child.wait_with_output().unwrap()).await.unwrap();
+
+        assert_eq!(ended.status.code(), Some(0), "{}", text(&ended.stderr));
+        assert_eq!(signed_out(&written), expected.into_iter().map(str::to_owned).collect::<HashSet<_>>());
+    }
+    let nameless = output(bulk(&sidecar, "-", &[])).await;
+    assert_eq!(nameless.status.code(), Some(2));
+    assert!(text(&nameless.stderr).contains("--results"), "{}", text(&nameless.stderr));
+}
+
+/// Three users are settled at once, one of them does not exist; the other two are answered as `reply` says.
+async fn five_users(reply: impl Fn() -> Reply + Send + Sync + 'static) -> (Scripted, Sidecar) {
+    let upstream = Scripted::start(move |_, request| match request.username().as_str() {
+        "nobody" => Reply::aws_error(400, "UserNotFoundException", "User does not exist."),
+        "ada" | "bob" => Reply::ok(),
+        _ => reply(),
+    })
+    .await;
+    let sidecar = Sidecar::at(&upstream.url()).arg("--quota-rps", 1000).start().await;
+    (upstream, sidecar)
+}
+
+const FIVE: &str = "ada\nbob\nnobody\ncarol\ndave\n";
+
+#[tokio::test]
+async fn where_there_is_no_terminal_progress_is_told_in_lines() {
+    let (_upstream, sidecar) = five_users(|| Reply::ok().delayed(Duration::from_millis(1_200))).await;
+    let dir = tempfile::tempdir().unwrap();
+    let file = path_in(&dir, "users.txt");
+    fs::write(&file, FIVE).unwrap();
+
+    let ended = output(bulk(&sidecar, &file, &[])).await;
+
+    let told = text(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(1), "{told}");
+    // Of the two that came late the first is told; the next line would be told ten seconds later.
+    let line = told.lines().find(|line| line.contains("/s, ")).unwrap_or_else(|| panic!("{told}"));
+    assert!(
+        line.starts_with("4 of 5, ") && line.contains(" s to go: 3 signed out, 1 USER_NOT_FOUND"),
+        "{line}"
+    );
+    assert!(!told.contains('\u{1b}') && !told.contains('\r'), "{told:?}");
+}
+
+/// A terminal of 120 columns: what is written to it can be read. `None` where the machine gives none.
+fn terminal() -> Option<(OwnedFd, fs::File)> {
+    let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).ok()?;
+    grantpt(&controller).unwrap();
+    unlockpt(&controller).unwrap();
+    let size = Winsize { ws_row: 24, ws_col: 120, ws_xpixel: 0, ws_ypixel: 0 };
+    tcsetwinsize(&controller, size).unwrap();
+    let name = ptsname(&controller, Vec::new()).unwrap();
+    let path = std::ffi::OsStr::from_bytes(name.as_bytes());
+    Some((controller, fs::File::options().read(true).write(true).open(path).ok()?))
+}
+
+#[tokio::test]
+async fn on_a_terminal_a_bar_shows_rate_estimate_and_counts_by_outcome() {
+    let Some((controller, user_side)) = terminal() else {
+        // Past the capture of the test harness, which shows what a passing test prints to nobody.
+        let _ = writeln!(
+            io::stderr(),
+            "LEFT OUT: the progress bar needs a pseudo-terminal, and there is none here"
+        );
+        return;
+    };
+    let gate = Gate::closed();
+    let held = gate.clone();
+    let (_upstream, sidecar) = five_users(move || Reply::ok().after(&held)).await;
+    let dir = tempfile::tempdir().unwrap();
+    let file = path_in(&dir, "users.txt");
+    fs::write(&file, FIVE).unwrap();
+    let child = {
+        let mut command = bulk(&sidecar, &file, &[]);
+        command.env("TERM", "xterm").stdout(Stdio::piped()).stderr(user_side).spawn().unwrap()
+        // With the command our own handle of the user's side goes, so that the terminal ends with the child.
+    };
+    let (shown, mut shows) = watch::channel(String::new());
+    thread::spawn(move || {
+        let (mut controller, mut bytes) = (fs::File::from(controller), [0; 4096]);
+        // An error is the end: nobody holds the user's side any more.
+        while let Ok(read @ 1..) = controller.read(&mut bytes) {
+            let text = String::from_utf8_lossy(&bytes[..read]).into_owned();
+            shown.send_modify(|shown| shown.push_str(&text));
+        }
+    });
+
+    let stands = |shown: &String| {
+        let line = shown.rsplit(['\r', '\n']).find(|line| line.contains("3/5")).unwrap_or_default();
+        line.contains("/s ETA ") && line.contains("· 2 signed out, 1 USER_NOT_FOUND")
+    };
+    let waiting = timeout(PATIENCE, shows.wait_for(stands)).await.map(|found| found.is_ok());
+    assert_eq!(waiting.ok(), Some(true), "{:?}", shows.borrow());
+    assert!(shows.borrow().contains('█'), "no bar: {:?}", shows.borrow());
+    gate.open();
+    let ended = tokio::task::spawn_blocking(move || child.wait_with_output().unwrap()).await.unwrap();
+    assert_eq!(ended.status.code(), Some(1));
+    let summary = text(&ended.stdout);
+    assert!(summary.contains("signed out") && summary.contains("USER_NOT_FOUND"), "{summary}");
 }

@@ -10,8 +10,12 @@ use std::{
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::time::Instant;
 
-/// Between two plain lines.
+/// Until the first plain line, so that it is soon seen that all is well...
+const FIRST: Duration = Duration::from_secs(1);
+/// ... and between two of them.
 const EVERY: Duration = Duration::from_secs(10);
+/// The bar is drawn anew although nothing has come: what came last may not have been, and the estimate grows.
+const TICK: Duration = Duration::from_millis(500);
 
 /// What became of how many users.
 #[derive(Debug, Default)]
@@ -45,7 +49,7 @@ pub(super) struct Progress {
     bar: Option<ProgressBar>,
     total: Option<u64>,
     begun: Instant,
-    told: Instant,
+    next_line: Instant,
 }
 
 impl Progress {
@@ -58,17 +62,19 @@ impl Progress {
             };
             let style =
                 ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-            ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr()).with_style(style)
+            let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr()).with_style(style);
+            bar.enable_steady_tick(TICK);
+            bar
         });
-        Self { bar, total, begun: now, told: now }
+        Self { bar, total, begun: now, next_line: now + FIRST }
     }
 
     pub(super) fn update(&mut self, counts: &Counts) {
         if let Some(bar) = &self.bar {
             bar.set_position(counts.settled());
             bar.set_message(counts.told());
-        } else if self.told.elapsed() >= EVERY {
-            self.told = Instant::now();
+        } else if Instant::now() >= self.next_line {
+            self.next_line = Instant::now() + EVERY;
             #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
             let rate = (counts.settled() - counts.before) as f64 / self.begun.elapsed().as_secs_f64();
             let of = self.total.map(|total| format!(" of {total}")).unwrap_or_default();
