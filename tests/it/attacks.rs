@@ -143,7 +143,7 @@ fn streams() -> impl Iterator<Item = u32> {
 }
 
 /// A whole call.
-fn call(stream: u32, message: &[u8]) -> Vec<u8> {
+pub(crate) fn call(stream: u32, message: &[u8]) -> Vec<u8> {
     [
         frame(kind::HEADERS, END_HEADERS, stream, &call_headers(SIGN_OUT)),
         frame(kind::DATA, END_STREAM, stream, message),
@@ -152,7 +152,7 @@ fn call(stream: u32, message: &[u8]) -> Vec<u8> {
 }
 
 /// A message as gRPC frames it.
-fn message(bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn message(bytes: &[u8]) -> Vec<u8> {
     [&[0], &u32::try_from(bytes.len()).unwrap().to_be_bytes()[..], bytes].concat()
 }
 

@@ -4,18 +4,18 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use cognito_signout::pb::{
     AdminUserGlobalSignOutRequest, BulkAdminUserGlobalSignOutRequest, BulkAdminUserGlobalSignOutResponse,
-    bulk_admin_user_global_sign_out_response::Outcome,
+    bulk_admin_user_global_sign_out_response::Outcome, sign_out_service_client::SignOutServiceClient,
 };
 use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Streaming};
+use tonic::{Code, Streaming, transport::Endpoint};
 use tonic_types::StatusExt as _;
 
 use crate::{
@@ -214,6 +214,63 @@ async fn a_call_that_the_budget_cannot_serve_in_time_is_told_so_at_once() {
     let wait = status.get_details_retry_info().unwrap().retry_delay.unwrap();
     assert!(wait > Duration::from_secs(5), "{wait:?}");
     assert_eq!(upstream.requests().len(), 1);
+}
+
+#[tokio::test]
+async fn a_caller_that_does_not_read_is_held_back_in_bounded_memory_and_goes_on_when_it_reads() {
+    const USERS: u64 = 30_000;
+    let sidecar = Sidecar::before_nothing().start().await;
+    let before = sidecar.resident_mib();
+    let channel = Endpoint::from_shared(format!("http://{}", sidecar.address()))
+        .unwrap()
+        .initial_stream_window_size(65_535)
+        .connect_lazy();
+    let (sender, receiver) = mpsc::channel(16);
+    let mut client = SignOutServiceClient::new(channel);
+    let stream = client.bulk_admin_user_global_sign_out(ReceiverStream::new(receiver));
+    let mut stream = stream.await.unwrap().into_inner();
+    let sent = Arc::new(AtomicU64::new(0));
+    let count = sent.clone();
+    let send = tokio::spawn(async move {
+        for n in 0..USERS {
+            // Answered by what is wrong with it, which asks nothing of Cognito and makes a long answer.
+            sender.send(item(n, "nonsense", "ada")).await.unwrap();
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+
+    let figures = async || (sent.load(Ordering::Relaxed), calls_answered(&sidecar).await);
+    let mut last = (0, 0);
+    // It stands still when nothing has moved for a while.
+    let (sent_then, answered_then) = loop {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        match figures().await {
+            now if now == last => break now,
+            now => last = now,
+        }
+    };
+    let grown = sidecar.resident_mib() - before;
+    println!("sent={sent_then} answered={answered_then} grown={grown:.1} MiB");
+    assert!(sent_then < USERS / 2 && answered_then < USERS / 2, "sent {sent_then}, answered {answered_then}");
+    assert!(grown < 30.0, "{grown} MiB");
+
+    let mut seen = vec![false; usize::try_from(USERS).unwrap()];
+    for _ in 0..USERS {
+        let (sequence, _) = next(&mut stream).await;
+        seen[usize::try_from(sequence).unwrap()] = true;
+    }
+    send.await.unwrap();
+    assert!(stream.message().await.unwrap().is_none());
+    assert!(seen.into_iter().all(|seen| seen));
+    let grown = sidecar.resident_mib() - before;
+    assert!(grown < 30.0, "{grown} MiB");
+}
+
+/// How many sign-outs the sidecar has answered, whatever came of them.
+async fn calls_answered(sidecar: &Sidecar) -> u64 {
+    let (_, metrics) = sidecar.get("/metrics").await;
+    let lines = metrics.lines().filter(|line| line.starts_with("cognito_signout_calls_total{"));
+    lines.map(|line| line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap()).sum()
 }
 
 /// As many as pass in a minute at Cognito's default of 25 a second, four times as fast, by the real process. budget.rs has

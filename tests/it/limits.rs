@@ -1,16 +1,30 @@
 //! Never more than it can bear: calls at Cognito, calls that wait, connections, and what each of them may hold.
 
-use std::time::{Duration, Instant};
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
 
 use cognito_signout::pb::{
     AdminUserGlobalSignOutRequest, AdminUserGlobalSignOutResponse,
     sign_out_service_client::SignOutServiceClient,
 };
-use tokio::{task::JoinSet, time::timeout};
-use tonic::{Code, Request, Status, metadata::MetadataValue};
+use prost::Message as _;
+use tokio::{sync::mpsc, task::JoinSet, time::timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{
+    Code, Request, Status,
+    body::Body,
+    codegen::{Bytes, Service as _},
+    metadata::MetadataValue,
+};
+use tonic_reflection::pb::v1::{ServerReflectionRequest, server_reflection_client::ServerReflectionClient};
 use tonic_types::StatusExt as _;
 
 use crate::{
+    attacks,
     harness::{PATIENCE, POOL, PatientChannel, Sidecar, metadata, reason, request},
     observe::Scrape,
     raw::{END_HEADERS, Raw, SIGN_OUT, call_headers, frame, kind},
@@ -332,4 +346,160 @@ async fn a_call_that_is_refused_at_the_door_is_counted_and_leaves_no_audit_event
     timeout(PATIENCE, served).await.expect("there is room again");
     let event = sidecar.stdout.wait_for(|event| event["schema"].is_string()).await;
     assert_eq!(event["outcome"], "signed_out", "the first event");
+}
+
+/// Asks by a whole call on a stream.
+fn raw_call(stream: u32, username: &str) -> Vec<u8> {
+    let request =
+        AdminUserGlobalSignOutRequest { user_pool_id: POOL.to_owned(), username: username.to_owned() };
+    attacks::call(stream, &attacks::message(&request.encode_to_vec()))
+}
+
+#[tokio::test]
+async fn a_client_keeps_back_what_is_beyond_max_streams_and_one_that_does_not_is_refused() {
+    let gate = Gate::closed();
+    let held = gate.clone();
+    let upstream =
+        Scripted::start(move |n, _| if n == 0 { Reply::ok() } else { Reply::ok().after(&held) }).await;
+    let sidecar = Sidecar::at(&upstream.url()).arg("--max-streams", 2).start().await;
+    let mut client = sidecar.client();
+    // After an answer the client knows the server's settings.
+    client.admin_user_global_sign_out(request(POOL, "first", PATIENCE)).await.unwrap();
+    let mut calls = JoinSet::new();
+    for n in 0..5 {
+        let mut client = client.clone();
+        let call = request(POOL, &format!("user{n}"), PATIENCE);
+        calls.spawn(async move { client.admin_user_global_sign_out(call).await });
+    }
+    upstream.wait_for_requests(3).await;
+
+    let mut raw = Raw::connect(sidecar.address()).await;
+    raw.greet().await.unwrap();
+    let settings = raw.wait_for_frame(kind::SETTINGS).await;
+    let most_streams = settings.chunks(6).find(|setting| setting[..2] == [0, 3]).expect("a limit is told");
+    assert_eq!(most_streams[2..], 2_u32.to_be_bytes());
+    for (stream, username) in [(1, "raw1"), (3, "raw3"), (5, "raw5")] {
+        raw.send(&raw_call(stream, username)).await.unwrap();
+    }
+    // REFUSED_STREAM: nothing was done for it, so it may be asked again.
+    assert_eq!(raw.wait_for_frame(kind::RST_STREAM).await, 7_u32.to_be_bytes());
+    upstream.wait_for_requests(5).await;
+    // One that the client had not kept back would have come before those of the other connection.
+    assert_eq!(upstream.requests().len(), 5);
+
+    gate.open();
+    for answer in calls.join_all().await {
+        answer.unwrap();
+    }
+    for _ in 0..2 {
+        raw.wait_for_frame(kind::HEADERS).await;
+    }
+    let mut names: Vec<_> = upstream.requests().iter().map(|request| request.username()).collect();
+    names.sort();
+    assert_eq!(names, ["first", "raw1", "raw3", "user0", "user1", "user2", "user3", "user4"]);
+}
+
+/// The beginning of a body whose end never comes.
+struct Unfinished(Option<Bytes>);
+
+impl http_body::Body for Unfinished {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Infallible>>> {
+        match self.0.take() {
+            Some(bytes) => Poll::Ready(Some(Ok(http_body::Frame::data(bytes)))),
+            None => Poll::Pending,
+        }
+    }
+}
+
+#[tokio::test]
+async fn messages_that_have_not_arrived_in_full_take_16_mib_and_no_more() {
+    const CALLS: usize = 300;
+    const EACH: usize = 60_000;
+    let upstream = Scripted::start(|_, _| Reply::ok()).await;
+    let sidecar = Sidecar::at(&upstream.url()).arg("--call-timeout", "120s").start().await;
+    let before = sidecar.resident_mib();
+    let mut part = attacks::message(&[b'x'; EACH]);
+    part[1..5].copy_from_slice(&65_000_u32.to_be_bytes());
+    // So many more than 16 MiB hold.
+    let beyond = CALLS - 16 * 1024 * 1024 / part.len();
+
+    // Twice: what was held is given back when its peer goes away.
+    for round in ["first", "second"] {
+        let (answer, mut answers) = mpsc::unbounded_channel();
+        let connection = PatientChannel::connect(sidecar.address()).await;
+        let mut calls = JoinSet::new();
+        for _ in 0..CALLS {
+            let (mut connection, answer) = (connection.clone(), answer.clone());
+            let request = http::Request::post(crate::raw::SIGN_OUT)
+                .header("content-type", "application/grpc")
+                .header("te", "trailers")
+                .body(Body::new(Unfinished(Some(part.clone().into()))))
+                .unwrap();
+            calls.spawn(async move {
+                let response = connection.call(request).await.unwrap();
+                answer.send(Status::from_header_map(response.headers()).unwrap()).unwrap();
+            });
+        }
+        for _ in 0..beyond {
+            let status = timeout(PATIENCE, answers.recv()).await.expect("more is held than allowed").unwrap();
+            assert_eq!((status.code(), reason(&status).as_str()), (Code::ResourceExhausted, "OVERLOADED"));
+            assert_eq!(metadata(&status, "outcome"), "not_sent");
+        }
+        // What was refused has made room for who asks for little.
+        sidecar.sign_out(POOL, round).await.unwrap();
+        let more = answers.len();
+        assert!(more < beyond, "{more} more were refused than there was no room for");
+        let grown = sidecar.resident_mib() - before;
+        println!("{round}: refused={} grown={grown:.1} MiB", beyond + more);
+        assert!(grown < 64.0, "{grown} MiB");
+    }
+}
+
+#[tokio::test]
+async fn no_more_streams_than_1024_of_bulk_and_64_of_reflection() {
+    let upstream = Scripted::start(|_, _| Reply::ok()).await;
+    let sidecar = Sidecar::before(&upstream).await;
+    let refused = |status: Status| {
+        assert_eq!((status.code(), reason(&status).as_str()), (Code::ResourceExhausted, "OVERLOADED"));
+        assert!(status.get_details_retry_info().unwrap().retry_delay.is_some());
+    };
+
+    let client = sidecar.client();
+    let mut opening = JoinSet::new();
+    for _ in 0..1024 {
+        let mut client = client.clone();
+        opening.spawn(async move {
+            // A stream goes on until both its halves are gone.
+            let (sender, requests) = mpsc::channel(1);
+            let answers = client.bulk_admin_user_global_sign_out(ReceiverStream::new(requests)).await;
+            (sender, answers.unwrap())
+        });
+    }
+    let mut streams = opening.join_all().await;
+    // Over a connection of its own, for this one has no more streams to give.
+    let mut other = sidecar.client();
+    refused(other.bulk_admin_user_global_sign_out(tokio_stream::pending()).await.unwrap_err());
+    // Single calls have their own room, and whoever leaves makes some.
+    sidecar.sign_out(POOL, "ada").await.unwrap();
+    streams.pop();
+    let again = async {
+        while other.bulk_admin_user_global_sign_out(tokio_stream::pending()).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, again).await.expect("a stream that has ended makes no room");
+
+    let mut reflection = ServerReflectionClient::new(sidecar.channel());
+    let asks = tokio_stream::pending::<ServerReflectionRequest>;
+    let mut streams = Vec::new();
+    for _ in 0..64 {
+        streams.push(reflection.server_reflection_info(asks()).await.unwrap());
+    }
+    refused(reflection.server_reflection_info(asks()).await.unwrap_err());
 }
