@@ -3,6 +3,7 @@
 mod admin;
 mod connection;
 mod connections;
+mod descriptors;
 mod guard;
 mod health;
 mod intake;
@@ -157,6 +158,7 @@ impl Sidecar {
         }
         self.guard.warn(self.listeners.iter().map(Listener::address));
         info!(address = %self.admin.address(), "serving probes");
+        descriptors::provide(connections.max_connections, limits.max_in_flight);
 
         let look = shutdown::hang_ups(&stop).unwrap_or_else(|error| {
             warn!(%error, "SIGHUP cannot be heard");

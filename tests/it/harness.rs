@@ -92,6 +92,16 @@ impl Starter {
         self
     }
 
+    /// With a limit of file descriptors, and one that it may raise that to.
+    pub(crate) fn descriptors(mut self, soft: u32, hard: u32) -> Self {
+        let script = format!("ulimit -Sn {soft} && ulimit -Hn {hard} && exec \"$0\" \"$@\"");
+        let mut shell = Command::new("/bin/sh");
+        shell.args(["-c", &script]).arg(self.command.get_program()).args(self.command.get_args()).env_clear();
+        shell.envs(self.command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        self.command = shell;
+        self
+    }
+
     /// Starts it and waits until it serves.
     pub(crate) async fn start(mut self) -> Sidecar {
         if !self.listens {

@@ -503,3 +503,30 @@ async fn no_more_streams_than_1024_of_bulk_and_64_of_reflection() {
     }
     refused(reflection.server_reflection_info(asks()).await.unwrap_err());
 }
+
+#[tokio::test]
+async fn more_file_descriptors_are_asked_for_where_there_are_too_few() {
+    let allowed = |sidecar: &Sidecar| {
+        let limits = std::fs::read_to_string(format!("/proc/{}/limits", sidecar.pid())).unwrap();
+        let line = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap().to_owned();
+        line.split_whitespace().take(2).map(|limit| limit.parse().unwrap()).collect::<Vec<u32>>()
+    };
+    // --max-connections, twice --max-in-flight, and 300.
+    let sidecar = Sidecar::before_nothing().descriptors(512, 4096).start().await;
+    sidecar.log.wait_for_message("more file descriptors are allowed now").await;
+    assert_eq!(allowed(&sidecar), [1024 + 2 * 256 + 300, 4096]);
+
+    let sidecar = Sidecar::before_nothing().descriptors(512, 700).arg("--max-in-flight", 10).start().await;
+    let line = sidecar.log.wait_for_message("too few file descriptors").await;
+    assert_eq!(
+        (&line["level"], &line["needed"], &line["allowed"]),
+        (&"WARN".into(), &1344.into(), &700.into())
+    );
+    assert_eq!(allowed(&sidecar), [700, 700]);
+
+    // Where there are enough nothing is changed, and nothing is said.
+    let sidecar = Sidecar::before_nothing().descriptors(2000, 4096).start().await;
+    assert_eq!(sidecar.health("").await, tonic_health::pb::health_check_response::ServingStatus::Serving);
+    assert_eq!(allowed(&sidecar), [2000, 4096]);
+    assert!(!sidecar.log.text().contains("file descriptors"));
+}
