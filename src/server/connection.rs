@@ -7,7 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -23,6 +23,12 @@ use super::connections::Place;
 
 /// What every HTTP/2 connection begins with; no request of HTTP/1.1 is shorter by much.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// A peer that was asked to go may still be writing: what it writes is taken for so long, and so much of it, which is
+/// what it may have under way. Were the socket closed under its hands, its next write would fail, and with it the whole
+/// connection, answers included that it has and has not read yet.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES: usize = 1024 * 1024;
 
 /// What is known of one connection.
 pub(super) struct Connection {
@@ -109,8 +115,12 @@ impl Connection {
 
     /// Whether the peer has said that it speaks HTTP.
     pub(super) fn has_begun(&self) -> bool {
+        self.has_asked() || self.received.load(Ordering::Relaxed) >= PREFACE.len() as u64
+    }
+
+    /// Whether it has asked for anything.
+    fn has_asked(&self) -> bool {
         self.requests.load(Ordering::Relaxed) > 0
-            || self.received.load(Ordering::Relaxed) >= PREFACE.len() as u64
     }
 
     /// Waits until nothing has been under way for so long.
@@ -141,7 +151,7 @@ impl Connection {
             Kind::Young
         } else if self.under_way.load(Ordering::Relaxed) > 0 {
             Kind::Passive
-        } else if self.requests.load(Ordering::Relaxed) > 0 {
+        } else if self.has_asked() {
             Kind::Idle
         } else {
             Kind::Unused
@@ -202,12 +212,19 @@ pub(super) struct Guarded<I> {
     connection: Arc<Connection>,
     write_timeout: Duration,
     stalled: Option<Pin<Box<Sleep>>>,
+    lingering: Option<Lingering>,
     _place: Place,
+}
+
+/// Nothing more is written, and what still comes is thrown away.
+struct Lingering {
+    end: Pin<Box<Sleep>>,
+    bytes: usize,
 }
 
 impl<I> Guarded<I> {
     pub(super) fn new(io: I, connection: Arc<Connection>, write_timeout: Duration, place: Place) -> Self {
-        Self { io, connection, write_timeout, stalled: None, _place: place }
+        Self { io, connection, write_timeout, stalled: None, lingering: None, _place: place }
     }
 
     pub(super) fn connection(&self) -> &Arc<Connection> {
@@ -229,6 +246,22 @@ impl<I> Guarded<I> {
         let write_timeout = self.write_timeout;
         let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(write_timeout)));
         stalled.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl<I: AsyncRead + Unpin> Guarded<I> {
+    /// Waits until the peer has closed the connection too.
+    fn linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(Lingering { end, bytes }) = &mut self.lingering else { return Poll::Ready(()) };
+        let mut room = [0; 1024];
+        while *bytes < LINGER_BYTES && end.as_mut().poll(cx).is_pending() {
+            let mut buf = ReadBuf::new(&mut room);
+            match ready!(Pin::new(&mut self.io).poll_read(cx, &mut buf)) {
+                Ok(()) if !buf.filled().is_empty() => *bytes += buf.filled().len(),
+                Ok(()) | Err(_) => break,
+            }
+        }
+        Poll::Ready(())
     }
 }
 
@@ -258,7 +291,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Guarded<I> {
     }
 }
 
-impl<I: AsyncWrite + Unpin> AsyncWrite for Guarded<I> {
+impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guarded<I> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         this.check(cx)?;
@@ -291,7 +324,15 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Guarded<I> {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         this.check(cx)?;
-        let shut = Pin::new(&mut this.io).poll_shutdown(cx);
-        this.written(cx, shut)
+        if this.lingering.is_none() {
+            let shut = Pin::new(&mut this.io).poll_shutdown(cx);
+            ready!(this.written(cx, shut))?;
+            // Whoever never asked has no answer to lose.
+            if !this.connection.has_asked() {
+                return Poll::Ready(Ok(()));
+            }
+            this.lingering = Some(Lingering { end: Box::pin(sleep(LINGER)), bytes: 0 });
+        }
+        this.linger(cx).map(Ok)
     }
 }

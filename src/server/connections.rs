@@ -266,6 +266,7 @@ impl Complaint {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 
     use super::*;
 
@@ -368,6 +369,57 @@ mod tests {
 
         assert!(ended.is_ok(), "its task goes on");
         assert!(connections.open().is_empty());
+    }
+
+    /// How long the end of a connection lasts whose peer does with its own end as it is told.
+    async fn ending<F: Future<Output = ()>>(asked: bool, peer: impl FnOnce(DuplexStream) -> F) -> Duration {
+        let connections = connections(&[]);
+        let (theirs, ours) = tokio::io::duplex(64 * 1024);
+        let mut io = connections.admit(ours).await.unwrap();
+        if asked {
+            drop(io.connection().begin(true));
+        }
+        io.write_all(b"the last answer").await.unwrap();
+        let begun = Instant::now();
+        let end = async {
+            io.shutdown().await.unwrap();
+            drop(io);
+            begun.elapsed()
+        };
+        let (took, ()) = tokio::join!(end, peer(theirs));
+        took
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_still_writes_when_the_connection_ends_gets_its_answers() {
+        const PAUSE: Duration = Duration::from_millis(500);
+        let took = ending(true, async |mut peer| {
+            for _ in 0..3 {
+                peer.write_all(&[0; 40_000]).await.expect("the socket is closed under its hands");
+                sleep(PAUSE / 3).await;
+            }
+            let mut answer = String::new();
+            peer.read_to_string(&mut answer).await.unwrap();
+            assert_eq!(answer, "the last answer");
+        });
+        // It ends with the peer's own end.
+        assert!((PAUSE..LEAVE).contains(&took.await));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_does_not_end_a_connection_that_has_ended_is_not_waited_for_long() {
+        let silent = ending(true, async |peer| {
+            sleep(2 * LEAVE).await;
+            drop(peer);
+        });
+        assert!((LEAVE..2 * LEAVE).contains(&silent.await));
+        let floods = ending(true, async |mut peer| while peer.write_all(&[0; 40_000]).await.is_ok() {});
+        assert!(floods.await < LEAVE);
+        let never_asked = ending(false, async |peer| {
+            sleep(LEAVE).await;
+            drop(peer);
+        });
+        assert_eq!(never_asked.await, Duration::ZERO);
     }
 
     #[tokio::test(start_paused = true)]

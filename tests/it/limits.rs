@@ -349,7 +349,7 @@ async fn a_call_that_is_refused_at_the_door_is_counted_and_leaves_no_audit_event
 }
 
 /// Asks by a whole call on a stream.
-fn raw_call(stream: u32, username: &str) -> Vec<u8> {
+pub(crate) fn raw_call(stream: u32, username: &str) -> Vec<u8> {
     let request =
         AdminUserGlobalSignOutRequest { user_pool_id: POOL.to_owned(), username: username.to_owned() };
     attacks::call(stream, &attacks::message(&request.encode_to_vec()))

@@ -28,6 +28,7 @@ pub(crate) mod kind {
 }
 
 pub(crate) const END_STREAM: u8 = 0x1;
+pub(crate) const ACK: u8 = 0x1;
 pub(crate) const END_HEADERS: u8 = 0x4;
 
 /// One frame.

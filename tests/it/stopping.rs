@@ -23,8 +23,9 @@ use tonic_reflection::pb::v1::{
 
 use crate::{
     harness::{Log, POOL, Sidecar, metadata, path_in, reason, request},
+    limits::raw_call,
     observe::Scrape,
-    raw::{END_HEADERS, Raw, SIGN_OUT, call_headers, frame, kind},
+    raw::{ACK, END_HEADERS, Raw, SIGN_OUT, call_headers, frame, kind},
     scripted::{Gate, Reply, Scripted},
 };
 
@@ -94,6 +95,35 @@ async fn peers_that_ask_for_nothing_do_not_hold_the_exit() {
     stops_by_itself(sidecar).await;
 }
 
+/// A peer that is busy may have more to write before it comes to read. Were the socket closed then, the write would fail,
+/// and with it every call on the connection whose answer it has not read yet.
+#[tokio::test]
+async fn a_peer_that_still_writes_when_all_is_answered_gets_its_answers() {
+    let gate = Gate::closed();
+    let held = gate.clone();
+    let upstream = Scripted::start(move |_, _| Reply::ok().after(&held)).await;
+    let sidecar = Sidecar::at(&upstream.url()).arg("--drain-timeout", LONG).start().await;
+    let mut raw = Raw::greeted(sidecar.address()).await;
+    raw.send(&raw_call(1, "ada")).await.unwrap();
+    upstream.wait_for_requests(1).await;
+
+    sidecar.signal("TERM");
+    // It asks whether all that is under way has come, and ends the connection when it knows.
+    let question = raw.wait_for_frame(kind::PING).await;
+    raw.send(&frame(kind::PING, ACK, 0, &question)).await.unwrap();
+    gate.open();
+    let begun = Instant::now();
+    for _ in 0..10 {
+        sleep(Duration::from_millis(20)).await;
+        let written = raw.send(&frame(kind::PING, 0, 0, &[7; 8])).await;
+        // After a second it may be: and this machine may be a slow one.
+        assert!(written.is_ok() || begun.elapsed() > Duration::from_millis(900), "{written:?}");
+    }
+    raw.wait_for_frame(kind::HEADERS).await;
+    drop(raw);
+    stops_by_itself(sidecar).await;
+}
+
 #[tokio::test]
 async fn watches_and_idle_streams_are_ended() {
     let upstream = Scripted::start(|_, _| Reply::ok()).await;
@@ -141,14 +171,26 @@ async fn what_waits_is_told_and_what_backs_off_too_while_what_is_at_cognito_is_f
     upstream.wait_for_requests(1).await;
     let at_cognito = sidecar.spawn_sign_out(POOL, "first");
     upstream.wait_for_requests(2).await;
+    // Who is at Cognito may have had to wait too, for the one that backs off.
+    let waited = || {
+        let lines = sidecar.log.lines();
+        lines.iter().filter(|line| line["message"] == "waits for its turn").count()
+    };
+    let before = waited();
     let waits = sidecar.spawn_sign_out(POOL, "second");
-    sidecar.log.wait_for_message("waits for its turn").await;
+    while waited() == before {
+        tokio::task::yield_now().await;
+    }
 
     sidecar.signal("TERM");
 
     for (call, outcome) in [(waits, "not_sent"), (backs_off, "refused")] {
         let status = call.await.unwrap().unwrap_err();
-        assert_eq!((status.code(), reason(&status).as_str()), (Code::Unavailable, "SHUTTING_DOWN"));
+        assert_eq!(
+            (status.code(), reason(&status).as_str()),
+            (Code::Unavailable, "SHUTTING_DOWN"),
+            "{status:?}"
+        );
         assert_eq!(metadata(&status, "outcome"), outcome);
     }
     gate.open();
