@@ -1,20 +1,35 @@
-//! What an honest caller notices of abuse beside it, and what the abuse costs the sidecar in memory; and the same of
-//! ten thousand calls at once. Names given as arguments select.
+//! What an honest caller notices of abuse beside it, and what the abuse costs the sidecar in memory; the same of ten
+//! thousand calls at once; and what callers notice of a stop under load (`drain`). Names given as arguments select.
+//!
+//! ```text
+//! cargo build --release --no-default-features --locked
+//! cargo bench --bench abuse -- --sidecar target/release/cognito-signout drain
+//! ```
 //!
 //! For each abuse a sidecar of its own with its defaults, before an endpoint that answers at once; the honest caller
 //! makes one call after another, over one connection. Prints `name=value`, one a line: how many calls, how many of them
 //! failed, their median and 99th percentile in milliseconds, and the most memory that the sidecar took up, in MiB.
+//!
+//! Without `--sidecar`, or the variable SIDECAR_BIN, it is the binary that cargo builds beside the bench. The exit status
+//! is 1 if a stop loses a call.
 
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::print_stdout,
-    reason = "a measurement stops at the first surprise"
+    clippy::disallowed_methods,
+    reason = "a measurement prints, is told its binary by the environment, and stops at the first surprise"
 )]
 
-use std::time::{Duration, Instant};
+use std::{
+    env,
+    path::PathBuf,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
 use attacks::Attack;
+use clap::Parser;
 use cognito_signout::pb::sign_out_service_client::SignOutServiceClient;
 use harness::{POOL, Sidecar, request};
 use scripted::{Reply, Scripted};
@@ -23,6 +38,8 @@ use tokio::task::JoinSet;
 #[allow(dead_code, reason = "the tests use the rest")]
 #[path = "../tests/it/attacks.rs"]
 mod attacks;
+#[path = "abuse/drain.rs"]
+mod drain;
 #[allow(dead_code, reason = "the tests use the rest")]
 #[path = "../tests/it/harness.rs"]
 mod harness;
@@ -35,10 +52,34 @@ mod scripted;
 
 const TIME: Duration = Duration::from_secs(8);
 
+#[derive(Parser)]
+#[command(name = "abuse", about = "What callers notice of abuse, of a burst, and of a stop")]
+struct Options {
+    /// Only these measurements
+    names: Vec<String>,
+    /// The sidecar
+    #[arg(long, value_name = "PATH")]
+    sidecar: Option<PathBuf>,
+    /// Calls a second, before, during and after the stop
+    #[arg(long, value_name = "N", default_value_t = 1200)]
+    rate: u32,
+    /// Given by cargo; says nothing
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
 #[tokio::main]
-async fn main() {
-    let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
-    let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|wanted| wanted == name);
+async fn main() -> ExitCode {
+    let Options { names, sidecar, rate, bench: _ } = Options::parse();
+    if let Some(sidecar) = sidecar.or_else(|| env::var_os("SIDECAR_BIN").map(PathBuf::from)) {
+        harness::OTHER_BINARY.set(sidecar).unwrap();
+    }
+    let is_wanted = |name: &str| names.is_empty() || names.iter().any(|wanted| wanted == name);
+    let mut lost = 0;
+    if is_wanted("drain") {
+        lost += drain::one(rate).await;
+        lost += drain::one_of_two(rate).await;
+    }
     if is_wanted("burst_10000") {
         burst("burst_10000").await;
     }
@@ -63,6 +104,7 @@ async fn main() {
             measure(name, Some((attack, connections))).await;
         }
     }
+    if lost == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// 10,000 calls at once over 10 connections.

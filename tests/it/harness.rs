@@ -4,9 +4,9 @@ use std::{
     fmt::Display,
     io::{BufRead as _, BufReader, Read},
     net::SocketAddr,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, OnceLock},
     task::{Context, Poll},
     thread,
     time::{Duration, SystemTime},
@@ -42,9 +42,13 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 /// A pool of the region that the scripted endpoint is asked for.
 pub(crate) const POOL: &str = "eu-central-1_EXAMPLE02";
 
+/// Another binary than the one that cargo builds beside the tests, for a bench.
+pub(crate) static OTHER_BINARY: OnceLock<PathBuf> = OnceLock::new();
+
 /// The binary, in an environment that holds nothing but what a test gives it.
 pub(crate) fn binary() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_cognito-signout"));
+    let ours = Path::new(env!("CARGO_BIN_EXE_cognito-signout"));
+    let mut command = Command::new(OTHER_BINARY.get().map_or(ours, PathBuf::as_path));
     command
         .env_clear()
         // No profile of whoever runs the tests, and no metadata service of the machine they run on.
