@@ -27,7 +27,7 @@ impl<S: SignOut> Queued<S> {
 
 impl<S: SignOut> SignOut for Queued<S> {
     async fn sign_out(&self, call: &Call) -> Result<SignedOut, SignOutError> {
-        let span = self.traces.as_ref().zip(call.span.as_ref()).map(|(traces, span)| traces.wait(span));
+        let span = self.traces.as_ref().zip(call.span.as_deref()).map(|(traces, span)| traces.wait(span));
         call.note_waiting(span);
         self.metrics.wait_begun();
         let _waiting = Waiting { call, metrics: &self.metrics };
@@ -93,7 +93,7 @@ impl<'a> Attempt<'a> {
     fn begin(call: &'a Call, metrics: &'a Metrics, traces: Option<&Traces>) -> Self {
         let before = call.attempts();
         metrics.attempt_begun();
-        let span = traces.zip(call.span.as_ref()).map(|(traces, span)| traces.attempt(span, before + 1));
+        let span = traces.zip(call.span.as_deref()).map(|(traces, span)| traces.attempt(span, before + 1));
         Self { call, metrics, span, begun: Instant::now(), before, ended: false }
     }
 

@@ -1,17 +1,13 @@
 //! When a call must have been answered, and that it is answered by then with DEADLINE_EXCEEDED.
 //!
-//! tonic reads `grpc-timeout` too, but answers CANCELLED when it passes. So our clock starts where tonic's does, before
-//! anything is awaited, and ends earlier.
+//! tonic's own server would answer CANCELLED when `grpc-timeout` passes; ours is built without that.
 
-use std::{
-    pin::Pin,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::time::Duration;
 
+use futures_util::{FutureExt as _, future::Either};
 use http::{HeaderMap, Request, Response};
 use tokio::time::{Instant, timeout_at};
-use tonic::{body::Body, codegen::Service};
+use tonic::body::Body;
 
 use crate::{
     sign_out::{Cause, SignOutError},
@@ -28,7 +24,7 @@ pub struct Due {
 }
 
 impl Due {
-    /// What [`Deadlines`] noted, or else from now on. `call_timeout` is for a call that brings no deadline.
+    /// What [`note`] noted, or else from now on. `call_timeout` is for a call that brings no deadline.
     pub fn of<T>(request: &tonic::Request<T>, call_timeout: Duration) -> Self {
         let arrived = request.extensions().get::<Arrived>().map_or_else(Instant::now, |arrived| arrived.0);
         let timeout = timeout_in(request.metadata().as_ref()).unwrap_or(call_timeout);
@@ -40,39 +36,26 @@ impl Due {
 #[derive(Clone, Copy)]
 struct Arrived(Instant);
 
-/// Around everything that is served: notes when a request came, and answers DEADLINE_EXCEEDED if its own deadline passes
-/// before whatever is inside has answered, say because the request's message never came.
-#[derive(Debug, Clone)]
-pub struct Deadlines<S>(pub S);
+/// Notes that the headers of a request have come just now, for [`Due`]. Tells when whatever serves it has to be cut off:
+/// a little after the deadline that it keeps by itself, and before the caller's own.
+pub fn note(request: &mut Request<Body>) -> Option<Instant> {
+    let arrived = Instant::now();
+    request.extensions_mut().insert(Arrived(arrived));
+    let timeout = timeout_in(request.headers())?;
+    let in_time = in_time(timeout);
+    Some(arrived + in_time + timeout.saturating_sub(in_time).min(Duration::from_millis(100)) / 2)
+}
 
-impl<S> Service<Request<Body>> for Deadlines<S>
+/// The answer to a request, DEADLINE_EXCEEDED if there is none when it has to be cut off: its message never came, say.
+///
+/// Not an `async fn`, which would be twice as large as what it waits for.
+pub fn keep<F, E>(answer: F, cut_off: Option<Instant>) -> impl Future<Output = Result<Response<Body>, E>>
 where
-    S: Service<Request<Body>, Response = Response<Body>, Future: Send + 'static>,
+    F: Future<Output = Result<Response<Body>, E>>,
 {
-    type Response = Response<Body>;
-    type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, S::Error>> + Send>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.0.poll_ready(cx)
-    }
-
-    /// Called when tonic starts its own clock; the future may be polled much later.
-    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        let arrived = Instant::now();
-        let timeout = timeout_in(request.headers());
-        request.extensions_mut().insert(Arrived(arrived));
-        let answer = self.0.call(request);
-        let Some(timeout) = timeout else { return Box::pin(answer) };
-        // Between the deadline that the service inside keeps by itself, and tonic's.
-        let in_time = in_time(timeout);
-        let due = arrived + in_time + timeout.saturating_sub(in_time).min(Duration::from_millis(100)) / 2;
-        Box::pin(async move {
-            timeout_at(due, answer).await.unwrap_or_else(|_elapsed| {
-                Ok(status::of_refusal(&SignOutError::new(Cause::DeadlineExceeded)).into_http())
-            })
-        })
-    }
+    let Some(cut_off) = cut_off else { return Either::Left(answer) };
+    let late = || status::of_refusal(&SignOutError::new(Cause::DeadlineExceeded)).into_http();
+    Either::Right(timeout_at(cut_off, answer).map(move |answer| answer.unwrap_or_else(|_elapsed| Ok(late()))))
 }
 
 /// The deadline of a call with such headers that arrived then, if it brings one.
@@ -82,7 +65,7 @@ pub fn brought_by(headers: &HeaderMap, arrived: Instant) -> Option<Instant> {
 
 /// After how long an answer is due: a little before the timeout.
 fn in_time(timeout: Duration) -> Duration {
-    // Our timer and gRPC's own have a resolution of 1 ms, and ours must fire first.
+    // A timer has a resolution of 1 ms.
     const SHORTEST_MARGIN: Duration = Duration::from_millis(1);
     const LONGEST_MARGIN: Duration = Duration::from_millis(100);
     /// The clock cannot hold every timeout that gRPC can write; nobody waits so long.

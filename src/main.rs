@@ -14,6 +14,11 @@ use cognito_signout::{
 };
 use tokio::runtime::{Builder, Runtime};
 
+/// A call makes some hundreds of small allocations: this one takes less time over them than glibc's, and far less than
+/// musl's (docs/performance.md).
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,

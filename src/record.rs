@@ -52,13 +52,13 @@ pub struct Arrival {
     /// When.
     pub at: Instant,
     /// As a part of which trace.
-    pub parent: Option<SpanContext>,
+    pub parent: Option<Box<SpanContext>>,
 }
 
 impl Arrival {
     /// It was asked for then, by a call with such metadata.
     pub fn of(method: Method, at: Instant, metadata: &MetadataMap) -> Self {
-        Self { method, at, parent: traces::parent(metadata) }
+        Self { method, at, parent: traces::parent(metadata).map(Box::new) }
     }
 }
 
@@ -101,9 +101,10 @@ impl Recorder {
     pub fn begin(self: &Arc<Self>, arrival: Arrival) -> Record {
         let Arrival { method, at, parent } = arrival;
         self.metrics.call_begun(method.as_str());
-        let span = self.traces.as_ref().map(|traces| traces.call(method.as_str(), parent.as_ref()));
+        let span =
+            self.traces.as_ref().map(|traces| Box::new(traces.call(method.as_str(), parent.as_deref())));
         // Without traces of our own, the caller's can still be followed through our log.
-        let trace = span.as_ref().map(CallSpan::context).or(parent.as_ref());
+        let trace = span.as_deref().map(CallSpan::context).or(parent.as_deref());
         Record {
             recorder: self.clone(),
             method,
@@ -126,7 +127,7 @@ pub struct Record {
     arrived: Instant,
     request_id: String,
     trace_id: Option<String>,
-    span: Option<CallSpan>,
+    span: Option<Box<CallSpan>>,
     caller: Option<Arc<str>>,
     call: Option<Call>,
     ended: bool,
@@ -163,7 +164,7 @@ impl Record {
     /// The request has become a call: from now on what is recorded names its pool and its attempts, and what is done for it
     /// belongs to its span.
     pub fn becomes(&mut self, call: Call) -> Call {
-        let call = call.within(self.span.as_ref().map(|span| span.context().clone()));
+        let call = call.within(self.span.as_ref().map(|span| Arc::new(span.context().clone())));
         self.call = Some(call.clone());
         call
     }

@@ -8,6 +8,7 @@ mod guard;
 mod health;
 mod intake;
 mod listen;
+mod services;
 mod tasks;
 mod tls;
 mod uds;
@@ -32,7 +33,13 @@ use tonic::{
 use tracing::{info, warn};
 
 use self::{
-    connections::Connections, guard::Guard, health::Health, intake::Rules, listen::Listener, tasks::Tasks,
+    connections::{Connections, Protocols},
+    guard::Guard,
+    health::Health,
+    intake::Rules,
+    listen::Listener,
+    services::Services,
+    tasks::Tasks,
     uds::Permission,
 };
 use crate::{
@@ -200,14 +207,13 @@ impl Sidecar {
 
         let mut routes = RoutesBuilder::default();
         routes.add_service(api_health);
-        routes.add_service(
-            SignOutServiceServer::new(service)
-                .max_decoding_message_size(MAX_REQUEST_BYTES)
-                .max_encoding_message_size(MAX_REQUEST_BYTES),
-        );
         if listen.reflection {
             add_reflection(&mut routes, &access);
         }
+        let sign_out = SignOutServiceServer::new(service)
+            .max_decoding_message_size(MAX_REQUEST_BYTES)
+            .max_encoding_message_size(MAX_REQUEST_BYTES);
+        let services = Services::new(sign_out, routes.routes().prepare());
 
         // The listeners accept, and connections stay, until `closing` is cancelled.
         let (accepted, incoming) = mpsc::channel(64);
@@ -227,8 +233,8 @@ impl Sidecar {
         let rules =
             Rules::new(limits.max_calls(), time.call_timeout, closing.clone(), Some(recorder.clone()));
         let (api, served) = (connections.clone(), TaskTracker::new());
-        let server = api.server();
-        let api = api.serve(incoming, server, routes.routes(), rules, closing.clone());
+        let server = api.server(Protocols::Http2);
+        let api = api.serve(incoming, server, services, rules, closing.clone());
         tasks.spawn_finishing("the gRPC server", served.track_future(api), &closing);
         // The admin listener serves until the process ends: probes may ask while calls finish.
         let (admin_accepted, admin_incoming) = mpsc::channel(16);

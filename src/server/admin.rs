@@ -1,7 +1,7 @@
 //! `/livez`, `/readyz`, `/metrics` and gRPC health for probes, on one port and in plain text. Nothing secret or powerful
 //! is here.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     http::{
@@ -16,7 +16,11 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Status, service::Routes};
 use tonic_health::{pb::health_server::HealthServer, server::HealthService};
 
-use super::{connections::Connections, intake::Rules, listen::Io};
+use super::{
+    connections::{Connections, Protocols},
+    intake::Rules,
+    listen::{Accepted, Io},
+};
 use crate::{
     config::ConnectionArgs,
     metrics::{Format, Metrics},
@@ -29,7 +33,7 @@ pub(super) fn limits(api: &ConnectionArgs) -> ConnectionArgs {
 
 /// Serves for as long as the process lives, draining included. `ready` is the health of the process.
 pub(super) async fn serve(
-    accepted: mpsc::Receiver<io::Result<Io>>,
+    accepted: mpsc::Receiver<Accepted<Io>>,
     connections: Connections,
     metrics: Arc<Metrics>,
     health: HealthServer<HealthService>,
@@ -56,11 +60,11 @@ pub(super) async fn serve(
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .fallback(unknown);
-    let server = connections.server().accept_http1(true);
+    let server = connections.server(Protocols::Http1AndHttp2);
     // Nothing closes it but the end of the process. A sign-out is asked for here by mistake only.
     let never = CancellationToken::new();
     let rules = Rules::new(64, Duration::from_secs(1), never.clone(), None);
-    connections.serve(accepted, server, routes, rules, never).await;
+    connections.serve(accepted, server, routes.prepare(), rules, never).await;
 }
 
 /// What is not there, in the words of whoever asks.

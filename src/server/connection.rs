@@ -16,8 +16,6 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::{Instant, Sleep, sleep},
 };
-use tokio_util::sync::CancellationToken;
-use tonic::transport::server::Connected;
 
 use super::connections::Place;
 
@@ -43,7 +41,6 @@ pub(super) struct Connection {
     last_use: AtomicU64,
     cut: AtomicBool,
     socket: AtomicWaker,
-    closed: CancellationToken,
 }
 
 /// How much a connection is worth keeping; the least goes first, among equals the one that was used longest ago.
@@ -77,7 +74,6 @@ impl Connection {
             last_use: AtomicU64::new(0),
             cut: AtomicBool::new(false),
             socket: AtomicWaker::new(),
-            closed: CancellationToken::new(),
         }
     }
 
@@ -106,11 +102,6 @@ impl Connection {
 
     pub(super) fn is_cut(&self) -> bool {
         self.cut.load(Ordering::Acquire)
-    }
-
-    /// Waits until the socket is gone.
-    pub(super) async fn closed(&self) {
-        self.closed.cancelled().await;
     }
 
     /// Whether the peer has said that it speaks HTTP.
@@ -262,20 +253,6 @@ impl<I: AsyncRead + Unpin> Guarded<I> {
             }
         }
         Poll::Ready(())
-    }
-}
-
-impl<I> Drop for Guarded<I> {
-    fn drop(&mut self) {
-        self.connection.closed.cancel();
-    }
-}
-
-impl<I: Connected> Connected for Guarded<I> {
-    type ConnectInfo = I::ConnectInfo;
-
-    fn connect_info(&self) -> Self::ConnectInfo {
-        self.io.connect_info()
     }
 }
 

@@ -1,11 +1,12 @@
 //! The connections of callers: how many there are, how long each may stay, and how it ends.
 //!
-//! Each is served by a tonic server of its own, so that each can be asked to go (GOAWAY) by itself, and goes through a
-//! [`Guarded`] socket, so that each can be cut whatever the peer does or leaves undone.
+//! Each is served by hyper by itself, so that each can be asked to go (GOAWAY) by itself, and goes through a [`Guarded`]
+//! socket, so that each can be cut whatever the peer does or leaves undone.
 
 use std::{
     collections::HashMap,
-    io,
+    convert::Infallible,
+    pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -13,27 +14,30 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::{Either, select};
+use http::{Request, Response};
+use hyper::service::service_fn;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+};
 use prometheus_client::metrics::counter::Counter;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     time::{Instant, sleep, timeout},
 };
-use tokio_stream::StreamExt as _;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{
-    service::Routes,
-    transport::{Server, server::Connected},
-};
+use tonic::{body::Body, codegen::Service};
 use tracing::{debug, warn};
 
 use super::{
     connection::{Connection, Guarded},
     intake::{Intake, Rules},
+    listen::Accepted,
 };
 use crate::{
     config::ConnectionArgs,
-    deadline::Deadlines,
     metrics::{Metrics, OpenConnection},
 };
 
@@ -49,6 +53,15 @@ const STREAM_WINDOW: u32 = 64 * 1024 - 1;
 /// protocol: with more of either the connection is ended. This is what stops a rapid reset.
 const MAX_RESET_BY_PEER: usize = 20;
 const MAX_RESET_BY_US: usize = 128;
+
+/// What may be spoken on a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Protocols {
+    /// gRPC needs no other.
+    Http2,
+    /// For probes as well.
+    Http1AndHttp2,
+}
 
 /// The connections of one server. Clones are the same.
 #[derive(Clone)]
@@ -83,53 +96,73 @@ impl Connections {
         }))
     }
 
-    /// A server with the limits that HTTP/2 itself knows.
-    pub(super) fn server(&self) -> Server {
+    /// What serves one connection, with the limits that HTTP itself knows.
+    pub(super) fn server(&self, protocols: Protocols) -> auto::Builder<TokioExecutor> {
         let ConnectionArgs { max_streams, max_header_bytes, keepalive_interval, keepalive_timeout, .. } =
             self.0.limits;
-        Server::builder()
+        let mut server = auto::Builder::new(TokioExecutor::new());
+        server
+            .http2()
+            .timer(TokioTimer::new())
             .max_concurrent_streams(max_streams)
-            .http2_max_header_list_size(max_header_bytes)
-            .http2_keepalive_interval(Some(keepalive_interval))
-            .http2_keepalive_timeout(Some(keepalive_timeout))
+            .max_header_list_size(max_header_bytes)
+            .keep_alive_interval(keepalive_interval)
+            .keep_alive_timeout(keepalive_timeout)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .initial_stream_window_size(STREAM_WINDOW)
-            .http2_max_pending_accept_reset_streams(Some(MAX_RESET_BY_PEER))
-            .http2_max_local_error_reset_streams(Some(MAX_RESET_BY_US))
+            .max_pending_accept_reset_streams(MAX_RESET_BY_PEER)
+            .max_local_error_reset_streams(MAX_RESET_BY_US);
+        // Without one, a request's headers might take for ever.
+        server.http1().timer(TokioTimer::new());
+        match protocols {
+            Protocols::Http2 => server.http2_only(),
+            Protocols::Http1AndHttp2 => server,
+        }
     }
 
     /// Serves what is accepted until nothing more comes and the last connection has ended. Once `closing` is cancelled
     /// every connection is asked to go, and those on which nothing is under way are cut.
-    pub(super) async fn serve<I>(
+    pub(super) async fn serve<I, S>(
         self,
-        mut accepted: mpsc::Receiver<io::Result<I>>,
-        server: Server,
-        routes: Routes,
+        mut accepted: mpsc::Receiver<Accepted<I>>,
+        server: auto::Builder<TokioExecutor>,
+        services: S,
         rules: Arc<Rules>,
         closing: CancellationToken,
     ) where
-        I: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+        S::Future: Send + 'static,
     {
-        let routes = routes.prepare();
+        let server = Arc::new(server);
         let tasks = TaskTracker::new();
-        while let Some(io) = accepted.recv().await {
-            let Ok(io) = io else { continue };
+        while let Some(Accepted { io, peer }) = accepted.recv().await {
             let Some(io) = self.admit(io).await else { continue };
             let connection = io.connection().clone();
-            let go = CancellationToken::new();
-            let incoming = tokio_stream::once(Ok::<_, io::Error>(io)).chain(tokio_stream::pending());
-            let service = Intake::new(Deadlines(routes.clone()), connection.clone(), rules.clone());
-            let served =
-                server.clone().serve_with_incoming_shutdown(service, incoming, go.clone().cancelled_owned());
-            let (connections, closing) = (self.clone(), closing.clone());
+            let intake = Intake::new(services.clone(), peer, connection.clone(), rules.clone());
+            let (connections, closing, server) = (self.clone(), closing.clone(), server.clone());
             tasks.spawn(async move {
-                tokio::select! {
-                    ended = served => if let Err(error) = ended {
-                        debug!(%error, "a connection could not be served");
-                    },
-                    () = connections.attend(&connection, &go, &closing) => {}
-                    // tonic waits for a second connection, which never comes.
-                    () = connection.closed() => {}
+                let mut served = pin!(
+                    server
+                        .serve_connection(TokioIo::new(io), service_fn(move |request| intake.take(request)))
+                );
+                let time_to_go = pin!(connections.time_to_go(&connection, &closing));
+                let ended = match select(served.as_mut(), time_to_go).await {
+                    Either::Left((ended, _)) => ended,
+                    Either::Right(((), _)) => {
+                        served.as_mut().graceful_shutdown();
+                        let cut = async {
+                            connection.idle_for(LEAVE).await;
+                            connection.cut();
+                        };
+                        match select(served, pin!(cut)).await {
+                            Either::Left((ended, _)) => ended,
+                            Either::Right(((), served)) => served.await,
+                        }
+                    }
+                };
+                if let Err(error) = ended {
+                    debug!(%error, "a connection could not be served to its end");
                 }
             });
         }
@@ -195,8 +228,8 @@ impl Connections {
         least.inspect(|connection| connection.cut()).is_some()
     }
 
-    /// Asks a connection to go when it is time, and cuts it if it does not. Never returns: the connection ends it.
-    async fn attend(&self, connection: &Connection, go: &CancellationToken, closing: &CancellationToken) {
+    /// Waits until a connection is to be asked to go. Cuts it if its peer does not even greet.
+    async fn time_to_go(&self, connection: &Connection, closing: &CancellationToken) {
         let ConnectionArgs { handshake_timeout, idle_timeout, max_connection_age, .. } = self.0.limits;
         let silent = async {
             sleep(handshake_timeout).await;
@@ -211,10 +244,6 @@ impl Connections {
             () = connection.idle_for(idle_timeout), if !idle_timeout.is_zero() => {}
             () = silent => {}
         }
-        go.cancel();
-        connection.idle_for(LEAVE).await;
-        connection.cut();
-        std::future::pending().await
     }
 
     fn open(&self) -> MutexGuard<'_, HashMap<u64, Arc<Connection>>> {
@@ -269,6 +298,7 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 
     use super::*;
+    use crate::policy::Peer;
 
     #[derive(Parser)]
     struct Only {
@@ -359,10 +389,11 @@ mod tests {
         let (accepted, incoming) = mpsc::channel(1);
         let closing = CancellationToken::new();
         let rules = Rules::new(1, Duration::from_secs(1), closing.clone(), None);
-        let server = connections.server();
-        let served = connections.clone().serve(incoming, server, Routes::default(), rules, closing);
-        let (ours, theirs) = tokio::io::duplex(1024);
-        accepted.send(Ok(theirs)).await.unwrap();
+        let server = connections.server(Protocols::Http2);
+        let services = tonic::service::Routes::default();
+        let served = connections.clone().serve(incoming, server, services, rules, closing);
+        let (ours, io) = tokio::io::duplex(1024);
+        assert!(accepted.send(Accepted { io, peer: Peer::Plain { loopback: true } }).await.is_ok());
         drop((ours, accepted));
 
         let ended = timeout(Duration::from_secs(10), served).await;

@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::{FutureExt as _, future::Either};
 use http::{HeaderMap, Request, Response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::{
@@ -23,7 +24,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::{
     Status,
     body::Body,
-    codegen::{BoxFuture, Bytes, Service},
+    codegen::{Bytes, Service},
     metadata::MetadataMap,
 };
 use tracing::{error, info};
@@ -31,8 +32,9 @@ use tracing::{error, info};
 use super::connection::{Arriving, Connection, UnderWay};
 use crate::{
     deadline, panics,
+    policy::Peer,
     record::{Arrival, Method, Recorder},
-    sign_out::{Cause, SignOutError},
+    sign_out::{BoxError, Cause, SignOutError},
     status,
 };
 
@@ -130,40 +132,38 @@ impl Kind {
 }
 
 /// The services, as one connection sees them.
-#[derive(Clone)]
 pub(super) struct Intake<S> {
     services: S,
+    peer: Arc<Peer>,
     connection: Arc<Connection>,
     rules: Arc<Rules>,
 }
 
-impl<S> Intake<S> {
-    pub(super) fn new(services: S, connection: Arc<Connection>, rules: Arc<Rules>) -> Self {
-        Self { services, connection, rules }
-    }
-}
-
-impl<S> Service<Request<Body>> for Intake<S>
+impl<S> Intake<S>
 where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
-    S::Future: Send + 'static,
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + 'static,
 {
-    type Response = Response<Answer>;
-    type Error = Infallible;
-    type Future = BoxFuture<Self::Response, Infallible>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        self.services.poll_ready(cx)
+    pub(super) fn new(services: S, peer: Peer, connection: Arc<Connection>, rules: Arc<Rules>) -> Self {
+        Self { services, peer: Arc::new(peer), connection, rules }
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+    /// Begins to serve a request whose headers have come.
+    ///
+    /// Combinators and no `async` blocks, each of which would hold what it waits for twice: thousands may wait.
+    pub(super) fn take<B>(
+        &self,
+        request: Request<B>,
+    ) -> impl Future<Output = Result<Response<Answer>, Infallible>> + use<S, B>
+    where
+        B: HttpBody<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static,
+    {
         let kind = Kind::of(request.uri().path());
         let mut under_way = self.connection.begin(matches!(kind, Kind::Call | Kind::Bulk));
         let unasked = self.rules.unasked(kind, request.headers());
         let Ok(permit) = self.rules.of(kind).try_acquire_owned() else {
             let status = refuse(unasked, overloaded());
             under_way.worked();
-            return Box::pin(ready(Ok(answer(status.into_http(), under_way, None))));
+            return Either::Left(ready(Ok(answer(status.into_http(), under_way, None))));
         };
 
         let due = match kind {
@@ -175,12 +175,16 @@ where
         let arriving = (kind == Kind::Call).then(|| self.connection.arriving());
         // A stream asks item by item.
         let unasked = unasked.filter(|_| kind == Kind::Call);
-        let request = request.map(|body| {
+        let mut request = request.map(|body| {
             Body::new(Message { body, kind, due, patience: None, held: 0, arriving, unasked, rules })
         });
-        let served = self.services.call(request);
-        Box::pin(async move {
-            let response = match panics::catch(served).await {
+        request.extensions_mut().insert(self.peer.clone());
+        // tonic's services are ready at any time.
+        let mut services = self.services.clone();
+        let cut_off = deadline::note(&mut request);
+        let served = deadline::keep(services.call(request), cut_off);
+        Either::Right(panics::catch(served).map(move |served| {
+            let response = match served {
                 Ok(Ok(response)) => response,
                 Err(panics::Panicked) => {
                     error!("a call was ended by a panic");
@@ -195,7 +199,7 @@ where
                 under_way.worked();
             }
             Ok(answer(response, under_way, Some(permit)))
-        })
+        }))
     }
 }
 
@@ -234,15 +238,15 @@ impl Unasked {
         recorder.begin(arrival).end_unasked(error);
     }
 
-    /// Whether its own deadline has passed, which is answered by [`deadline::Deadlines`].
+    /// Whether its own deadline has passed, which is answered by [`deadline::keep`].
     fn is_late(&self) -> bool {
         self.deadline.is_some_and(|deadline| Instant::now() >= deadline)
     }
 }
 
 /// A request's message on its way in.
-struct Message {
-    body: Body,
+struct Message<B> {
+    body: B,
     kind: Kind,
     due: Option<Instant>,
     /// Made when there is something to wait for, which for most messages there is not.
@@ -259,7 +263,7 @@ struct Patience {
     closing: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
-impl Message {
+impl<B> Message<B> {
     /// Why no more is waited for.
     fn impatience(&mut self, cx: &mut Context<'_>) -> Poll<Status> {
         // An item of a bulk stream is answered by itself, and may come at any time.
@@ -302,7 +306,10 @@ impl Message {
     }
 }
 
-impl HttpBody for Message {
+impl<B> HttpBody for Message<B>
+where
+    B: HttpBody<Data = Bytes, Error: Into<BoxError>> + Unpin,
+{
     type Data = Bytes;
     type Error = Status;
 
@@ -319,7 +326,7 @@ impl HttpBody for Message {
                     this.unasked = None;
                 }
                 this.release();
-                Poll::Ready(end)
+                Poll::Ready(end.map(|end| end.map_err(|error| Status::from_error(error.into()))))
             }
             Poll::Pending => this.impatience(cx).map(|status| Some(Err(status))),
         }
@@ -334,7 +341,7 @@ impl HttpBody for Message {
     }
 }
 
-impl Drop for Message {
+impl<B> Drop for Message<B> {
     fn drop(&mut self) {
         if let Some(unasked) = self.unasked.take().filter(Unasked::is_late) {
             unasked.refused(SignOutError::new(Cause::DeadlineExceeded));

@@ -18,7 +18,6 @@ use tokio::{
     time::{Instant, sleep},
 };
 use tokio_rustls::server::TlsStream;
-use tonic::transport::server::Connected;
 use tracing::{info, warn};
 
 use super::{
@@ -63,7 +62,7 @@ impl Listener {
     /// if there is `tls`.
     pub(super) async fn accept(
         self,
-        accepted: mpsc::Sender<io::Result<Io>>,
+        accepted: mpsc::Sender<Accepted<Io>>,
         refused: Counter,
         tls: Option<Acceptor>,
     ) {
@@ -78,20 +77,21 @@ impl Listener {
             if handshakes.len() >= MOST_HANDSHAKES {
                 handshakes.join_next().await;
             }
-            let io = match &self.socket {
+            let next = match &self.socket {
                 Socket::Tcp { listener, loopback } => listener.accept().await.and_then(|(stream, from)| {
                     // Answers are small: waiting to fill a segment would only add to the latency.
                     stream.set_nodelay(true)?;
                     let Some(tls) = tls.clone() else {
-                        return Ok(Some(Io::new(Stream::Tcp(stream), Peer::Plain { loopback: *loopback })));
+                        let peer = Peer::Plain { loopback: *loopback };
+                        return Ok(Some(Accepted { io: Io::Tcp(stream), peer }));
                     };
                     let (accepted, failures) = (accepted.clone(), failures.clone());
                     handshakes.spawn(async move {
                         match tls.accept(stream).await {
                             Ok((stream, peer)) => {
                                 // Nobody takes it any more if the server is stopping.
-                                let io = Io::new(Stream::Tls(Box::new(stream)), peer);
-                                let _ = accepted.send(Ok(io)).await;
+                                let io = Io::Tls(Box::new(stream));
+                                let _ = accepted.send(Accepted { io, peer }).await;
                             }
                             Err(error) => {
                                 tls.refused.inc();
@@ -103,12 +103,12 @@ impl Listener {
                 }),
                 Socket::Unix(socket) => socket.listener.accept().await.and_then(|(stream, _)| {
                     let uid = stream.peer_cred()?.uid();
-                    Ok(Some(Io::new(Stream::Unix(stream), Peer::Unix { uid })))
+                    Ok(Some(Accepted { io: Io::Unix(stream), peer: Peer::Unix { uid } }))
                 }),
             };
-            match io {
-                Ok(Some(io)) => {
-                    if accepted.send(Ok(io)).await.is_err() {
+            match next {
+                Ok(Some(connection)) => {
+                    if accepted.send(connection).await.is_err() {
                         return;
                     }
                 }
@@ -142,48 +142,35 @@ impl Failures {
     }
 }
 
-/// A connection of any kind, and who is at its other end.
-pub(super) struct Io {
-    stream: Stream,
-    peer: Arc<Peer>,
+/// A connection that was accepted, and who is at its other end.
+pub(super) struct Accepted<I> {
+    pub(super) io: I,
+    pub(super) peer: Peer,
 }
 
-enum Stream {
+/// A connection of any kind.
+pub(super) enum Io {
     Tcp(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
     Unix(UnixStream),
 }
 
-impl Io {
-    fn new(stream: Stream, peer: Peer) -> Self {
-        Self { stream, peer: Arc::new(peer) }
-    }
-}
-
-impl Connected for Io {
-    type ConnectInfo = Arc<Peer>;
-
-    fn connect_info(&self) -> Self::ConnectInfo {
-        self.peer.clone()
-    }
-}
-
 impl AsyncRead for Io {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().stream {
-            Stream::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
-            Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
-            Stream::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
 }
 
 impl AsyncWrite for Io {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut self.get_mut().stream {
-            Stream::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
-            Stream::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
-            Stream::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
 
@@ -192,34 +179,34 @@ impl AsyncWrite for Io {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match &mut self.get_mut().stream {
-            Stream::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-            Stream::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-            Stream::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
         }
     }
 
     fn is_write_vectored(&self) -> bool {
-        match &self.stream {
-            Stream::Tcp(stream) => stream.is_write_vectored(),
-            Stream::Tls(stream) => stream.is_write_vectored(),
-            Stream::Unix(stream) => stream.is_write_vectored(),
+        match self {
+            Self::Tcp(stream) => stream.is_write_vectored(),
+            Self::Tls(stream) => stream.is_write_vectored(),
+            Self::Unix(stream) => stream.is_write_vectored(),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().stream {
-            Stream::Tcp(stream) => Pin::new(stream).poll_flush(cx),
-            Stream::Tls(stream) => Pin::new(stream).poll_flush(cx),
-            Stream::Unix(stream) => Pin::new(stream).poll_flush(cx),
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().stream {
-            Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
-            Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
-            Stream::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

@@ -8,7 +8,7 @@ use std::{
 use opentelemetry::trace::SpanContext;
 use opentelemetry_sdk::trace::Span;
 use tokio::{
-    sync::watch,
+    sync::Notify,
     time::{Instant, sleep_until, timeout_at},
 };
 
@@ -29,22 +29,23 @@ pub struct Call {
     /// Whom to sign out.
     pub user: User,
     /// The span that what is done for the call belongs to; nothing where no traces are made.
-    pub span: Option<SpanContext>,
+    pub span: Option<Arc<SpanContext>>,
     progress: Arc<Progress>,
 }
 
-/// What is known of a call by all that hold it.
-#[derive(Debug)]
+/// What is known of a call by all that hold it. Small, for thousands may wait: tokio's `watch` would take twice as much
+/// as all of it.
+#[derive(Debug, Default)]
 struct Progress {
     /// One lock for all of it: whether another call may still join is decided in the same moment as sending is.
-    state: watch::Sender<State>,
+    state: Mutex<State>,
+    /// Told of every change of the state, and of a joining.
+    changed: Notify,
     /// The progress of the call that is made for this one and others, once there is one.
     joined: OnceLock<Arc<Progress>>,
-    /// Since when an attempt waits for its turn, if one does, and what ends with the wait.
-    waiting: Mutex<Option<(Instant, Option<Span>)>>,
 }
 
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 struct State {
     terms: Terms,
     sent: u32,
@@ -53,6 +54,8 @@ struct State {
     released: Option<Instant>,
     /// When the pace will let it through, as far as can be told.
     expected: Option<Instant>,
+    /// Since when an attempt waits for its turn, if one does, and what ends with the wait.
+    waiting: Option<(Instant, Option<Box<Span>>)>,
 }
 
 /// Until when those who wait for a call do so. Both for a call that was joined.
@@ -108,21 +111,19 @@ impl Call {
     }
 
     fn on_terms(user: User, terms: Terms) -> Self {
-        let state = watch::Sender::new(State { terms, ..State::default() });
-        let progress = Progress { state, joined: OnceLock::new(), waiting: Mutex::default() };
-        Self { user, span: None, progress: Arc::new(progress) }
+        let state = Mutex::new(State { terms, ..State::default() });
+        Self { user, span: None, progress: Arc::new(Progress { state, ..Progress::default() }) }
     }
 
     /// The same, as a part of a span.
-    pub fn within(self, span: Option<SpanContext>) -> Self {
+    pub fn within(self, span: Option<Arc<SpanContext>>) -> Self {
         Self { span, ..self }
     }
 
     /// A call that is made for this one, and for others that [join](Self::admit) it; its attempts are told as part of
     /// this one's span.
     pub fn joint(&self) -> Self {
-        let joint =
-            Self::on_terms(self.user.clone(), self.progress.state.borrow().terms).within(self.span.clone());
+        let joint = Self::on_terms(self.user.clone(), self.progress.state().terms).within(self.span.clone());
         self.follow(&joint);
         joint
     }
@@ -133,18 +134,17 @@ impl Call {
     /// Decided under the lock that [`note_sent`](Self::note_sent) takes, so that whatever is sent for a call is sent
     /// after it was admitted.
     pub fn admit(&self, other: &Self) -> bool {
-        let terms = other.progress.state.borrow().terms;
-        let admitted = self.progress.state.send_if_modified(|state| {
-            let joinable = state.sent == 0;
-            if joinable {
-                state.terms.add(terms);
+        let terms = other.progress.state().terms;
+        {
+            let mut state = self.progress.state();
+            if state.sent > 0 {
+                return false;
             }
-            joinable
-        });
-        if admitted {
-            other.follow(self);
+            state.terms.add(terms);
         }
-        admitted
+        self.progress.changed.notify_waiters();
+        other.follow(self);
+        true
     }
 
     /// Whether the two are the same call, not only alike.
@@ -156,20 +156,20 @@ impl Call {
     fn follow(&self, joint: &Self) {
         if self.progress.joined.set(joint.progress.clone()).is_ok() {
             // Whoever waits for a change must look elsewhere.
-            self.progress.state.send_modify(|_| {});
+            self.progress.changed.notify_waiters();
         }
     }
 
     /// What has happened to the call, or to the one that is made for it.
-    fn state(&self) -> &watch::Sender<State> {
-        &self.progress.joined.get().unwrap_or(&self.progress).state
+    fn current(&self) -> &Progress {
+        self.progress.joined.get().unwrap_or(&self.progress)
     }
 
     /// When the answer must have been given. No attempt starts after it. It may come nearer when the pace lets the
     /// call through, and move away when another call joins.
     pub fn deadline(&self) -> Instant {
-        let released = self.state().borrow().released;
-        let terms = self.progress.state.borrow().terms;
+        let released = self.current().state().released;
+        let terms = self.progress.state().terms;
         // One of the two is always there.
         terms.deadline(released).unwrap_or_else(Instant::now)
     }
@@ -177,7 +177,7 @@ impl Call {
     /// Waits until the deadline has passed.
     pub async fn expired(&self) {
         loop {
-            let mut changes = self.state().subscribe();
+            let changed = self.current().changed.notified();
             let deadline = self.deadline();
             if Instant::now() >= deadline {
                 return;
@@ -186,31 +186,30 @@ impl Call {
                 // Nothing moves it nearer.
                 sleep_until(deadline).await;
             } else {
-                // Our own sender lives as long as we do, so this is never the error of a lost one.
-                let _ = timeout_at(deadline, changes.changed()).await;
+                let _ = timeout_at(deadline, changed).await;
             }
         }
     }
 
     /// How urgent it is: as urgent as the most urgent that has joined.
     pub fn class(&self) -> Class {
-        self.progress.state.borrow().terms.class()
+        self.progress.state().terms.class()
     }
 
     /// Waits until it is urgent.
     pub async fn promoted(&self) {
-        let mut changes = self.progress.state.subscribe();
-        let _ = changes.wait_for(|state| state.terms.class() == Class::Interactive).await;
+        let urgent = |state: &State| (state.terms.class() == Class::Interactive).then_some(());
+        self.progress.until(urgent).await;
     }
 
     /// Notes when the pace will let the call through, as far as can be told.
     pub fn note_expected(&self, at: Instant) {
-        self.progress.state.send_modify(|state| state.expected = Some(at));
+        self.progress.change(|state| state.expected = Some(at));
     }
 
     /// Notes that the pace has let the call through.
     pub fn note_released(&self) {
-        self.progress.state.send_modify(|state| {
+        self.progress.change(|state| {
             state.expected = None;
             state.released.get_or_insert_with(Instant::now);
         });
@@ -219,58 +218,70 @@ impl Call {
     /// Waits until it is clear that the pace lets nothing through for this call before its deadline, although it may
     /// for others that wait for the same; tells when it will.
     pub async fn hopeless(&self) -> Instant {
-        let deadline = self.progress.state.borrow().terms.deadline(None);
-        let mut changes = self.state().subscribe();
-        loop {
-            let state = changes.borrow_and_update().clone();
-            if state.sent == 0
-                && let (Some(at), Some(deadline)) = (state.expected, deadline)
-                && at > deadline
-            {
-                return at;
-            }
-            if changes.changed().await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        }
+        let deadline = self.progress.state().terms.deadline(None);
+        let too_late = |state: &State| match (state.expected, deadline) {
+            (Some(at), Some(deadline)) if state.sent == 0 && at > deadline => Some(at),
+            _ => None,
+        };
+        self.current().until(too_late).await
     }
 
     /// Notes that a request is handed to the HTTP client: from now on Cognito may act, and nobody may join.
     pub fn note_sent(&self) {
-        self.progress.state.send_modify(|state| state.sent += 1);
+        self.progress.change(|state| state.sent += 1);
     }
 
     /// Notes that AWS answered a request that was sent, and that the answer rules out that it acted.
     pub fn note_refused(&self) {
-        self.progress.state.send_modify(|state| state.refused += 1);
+        self.progress.change(|state| state.refused += 1);
     }
 
     /// How many requests were handed to the HTTP client.
     pub fn attempts(&self) -> u32 {
-        self.state().borrow().sent
+        self.current().state().sent
     }
 
     /// Notes that an attempt waits for its turn from now on, which may have a span.
     pub fn note_waiting(&self, span: Option<Span>) {
-        *self.waiting() = Some((Instant::now(), span));
+        self.progress.state().waiting = Some((Instant::now(), span.map(Box::new)));
     }
 
     /// Since when the attempt has waited that now waits no longer; `None` if none did.
-    pub fn note_turn(&self) -> Option<(Instant, Option<Span>)> {
-        self.waiting().take()
-    }
-
-    fn waiting(&self) -> MutexGuard<'_, Option<(Instant, Option<Span>)>> {
-        self.progress.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    pub fn note_turn(&self) -> Option<(Instant, Option<Box<Span>>)> {
+        self.progress.state().waiting.take()
     }
 
     /// What a failure of this call says about the user's sessions.
     pub fn outcome(&self) -> Outcome {
-        let state = self.state().borrow();
+        let state = self.current().state();
         match state.sent {
             0 => Outcome::NotSent,
             sent if sent == state.refused => Outcome::Refused,
             _ => Outcome::Unknown,
+        }
+    }
+}
+
+impl Progress {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the state, and tells whoever waits for it.
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.state());
+        self.changed.notify_waiters();
+    }
+
+    /// Waits until `check` finds in the state what it looks for.
+    async fn until<T>(&self, check: impl Fn(&State) -> Option<T>) -> T {
+        loop {
+            // Made before the state is looked at, it is told of all that changes afterwards.
+            let changed = self.changed.notified();
+            if let Some(found) = check(&self.state()) {
+                return found;
+            }
+            changed.await;
         }
     }
 }
