@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! cargo build --release --no-default-features --locked
-//! cargo bench --bench abuse -- --sidecar target/release/cognito-signout drain
+//! cp target/release/cognito-signout target/sidecar    # cargo bench writes over it
+//! cargo bench --bench abuse -- --sidecar target/sidecar drain
 //! ```
 //!
 //! For each abuse a sidecar of its own with its defaults, before an endpoint that answers at once; the honest caller

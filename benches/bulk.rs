@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! cargo build --release --no-default-features --locked
-//! cargo bench --bench bulk -- --sidecar target/release/cognito-signout                  a million users
-//! cargo bench --bench bulk -- --sidecar target/release/cognito-signout --only budget    10,000 at 25 a second
+//! cp target/release/cognito-signout target/sidecar    # cargo bench writes over it
+//! cargo bench --bench bulk -- --sidecar target/sidecar                  a million users
+//! cargo bench --bench bulk -- --sidecar target/sidecar --only budget    10,000 at 25 a second
 //! ```
 //!
 //! `stream`: before an endpoint that answers every call at once, what memory both processes need at a tenth of the way (of

@@ -2,13 +2,14 @@
 //!
 //! ```text
 //! cargo build --release --no-default-features --locked
-//! cargo bench --bench overhead
+//! cp target/release/cognito-signout target/sidecar
+//! cargo bench --locked --bench overhead -- --sidecar target/sidecar
 //! ```
 //!
-//! The sidecar is the released binary, started by its path: cargo builds the benches with the features of the tests
-//! switched on, which nobody deploys. Everything else is this program in another role, in a process of its own: a fake
-//! Cognito, and a service that calls the SDK itself. Figures are printed as `name=value`, one a line; remarks begin
-//! with `#`. See docs/performance.md.
+//! The sidecar is the released binary, copied away because cargo puts what it builds beside the benches in its place:
+//! one with the features of the tests, which nobody deploys. Everything else is this program in another role, in a process
+//! of its own: a fake Cognito, and a service that calls the SDK itself. Figures are printed as `name=value`, one a line;
+//! remarks begin with `#`. See docs/performance.md.
 
 #![allow(
     clippy::unwrap_used,
@@ -40,7 +41,11 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand};
 
 #[derive(Parser)]
-#[command(name = "overhead", about = "What a sign-out through the sidecar costs")]
+#[command(
+    name = "overhead",
+    about = "What a sign-out through the sidecar costs",
+    subcommand_negates_reqs = true
+)]
 struct Cli {
     #[command(flatten)]
     options: Options,
@@ -51,8 +56,8 @@ struct Cli {
 /// What is measured, and of what.
 #[derive(Args)]
 struct Options {
-    /// The sidecar, built with: cargo build --release --no-default-features --locked
-    #[arg(long, value_name = "PATH")]
+    /// The sidecar, a copy of what this builds: cargo build --release --no-default-features --locked
+    #[arg(long, value_name = "PATH", required = true)]
     sidecar: Option<PathBuf>,
     /// Rounds that count; one more comes before them
     #[arg(long, value_name = "N", default_value_t = 15)]

@@ -241,7 +241,7 @@ class Certificates:
 class Stage:
     """Everything that the table needs, at work until it is closed."""
 
-    def __init__(self, binary, folder):
+    def __init__(self, binary, folder, emulator=None):
         self.binary = str(binary)
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
@@ -255,7 +255,7 @@ class Stage:
         self.addresses = {}
         self.scripted = Scripted()
         self.scripted.on_stop_me = self.stop_the_stopping
-        self.emulator = Process([self.binary, "emulate", "--listen", "127.0.0.1:0"], self.environment, folder / "emulator.log")
+        self.emulator = Process([str(emulator or binary), "emulate", "--listen", "127.0.0.1:0"], self.environment, folder / "emulator.log")
         self.emulator_url = "http://" + self.emulator.wait_for(lambda line: "http://" in line).split("http://")[1].split()[0]
         self.describe()
         for name in self.sidecars:

@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Command,
     thread,
     time::{Duration, Instant},
 };
@@ -24,13 +25,12 @@ use crate::{
 const ROUNDS: [(usize, usize); 3] = [(1, 400), (16, 2000), (64, 3000)];
 
 pub(crate) fn run(options: &Options) {
-    let binary = options
-        .sidecar
-        .clone()
-        .unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target/release/cognito-signout"));
+    let binary = options.sidecar.clone().expect("clap demands it");
+    let demo = Command::new(&binary).args(["demo", "--help"]).output();
     assert!(
-        binary.exists(),
-        "{} is missing: cargo build --release --no-default-features --locked",
+        !demo.unwrap_or_else(|error| panic!("{}: {error}", binary.display())).status.success(),
+        "{} knows the command `demo`, so it is not as it is released: \
+         cargo build --release --no-default-features --locked, and copy it away, for cargo bench writes over it",
         binary.display()
     );
     println!("# {}", Machine::describe());
