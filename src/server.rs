@@ -165,7 +165,8 @@ impl Sidecar {
         }
         self.guard.warn(self.listeners.iter().map(Listener::address));
         info!(address = %self.admin.address(), "serving probes");
-        descriptors::provide(connections.max_connections, limits.max_in_flight);
+        let handshakes = self.guard.most_handshakes(self.listeners.iter().map(Listener::address));
+        descriptors::provide(connections.max_connections, handshakes, limits.max_in_flight);
 
         let look = shutdown::hang_ups(&stop).unwrap_or_else(|error| {
             warn!(%error, "SIGHUP cannot be heard");

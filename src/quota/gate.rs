@@ -16,6 +16,9 @@ use crate::sign_out::{Cause, SignOutError};
 #[derive(Debug)]
 pub struct Gate {
     permits: Semaphore,
+    /// One place: of all that wait in the gate's own queue, only the first stands at the permits. So whoever is first in a
+    /// queue elsewhere, which is held to a pace, waits for one of them and not for all.
+    head: Semaphore,
     waiting: AtomicUsize,
     max_waiting: usize,
     closing: CancellationToken,
@@ -26,6 +29,7 @@ impl Gate {
     pub fn new(max_in_flight: usize, max_waiting: usize) -> Arc<Self> {
         Arc::new(Self {
             permits: Semaphore::new(max_in_flight.min(Semaphore::MAX_PERMITS)),
+            head: Semaphore::new(1),
             waiting: AtomicUsize::new(0),
             max_waiting,
             closing: CancellationToken::new(),
@@ -35,6 +39,7 @@ impl Gate {
     /// From now on nothing more is sent: what waits, and what comes, is told that the sidecar is shutting down.
     pub fn close(&self) {
         self.permits.close();
+        self.head.close();
         self.closing.cancel();
     }
 
@@ -55,17 +60,20 @@ impl Gate {
 
     /// Waits to be let through, first come, first served. At once an error if too many wait.
     pub(super) async fn enter(&self) -> Result<Permit<'_>, SignOutError> {
-        match self.permits.try_acquire() {
-            Ok(permit) => Ok(permit),
-            Err(TryAcquireError::Closed) => Err(SignOutError::shutting_down()),
-            Err(TryAcquireError::NoPermits) => {
-                let Some(_place) = Place::take(self) else {
-                    // A full queue empties at the speed of Cognito; no better figure is known here.
-                    return Err(SignOutError::new(Cause::Overloaded).retry_after(Duration::from_secs(1)));
-                };
-                self.enter_first().await
+        // Whoever waits comes first, even if nobody stands at the permits in this moment.
+        if self.waiting() == 0 {
+            match self.permits.try_acquire() {
+                Ok(permit) => return Ok(permit),
+                Err(TryAcquireError::Closed) => return Err(SignOutError::shutting_down()),
+                Err(TryAcquireError::NoPermits) => {}
             }
         }
+        let Some(_place) = Place::take(self) else {
+            // A full queue empties at the speed of Cognito; no better figure is known here.
+            return Err(SignOutError::new(Cause::Overloaded).retry_after(Duration::from_secs(1)));
+        };
+        let _head = self.head.acquire().await.map_err(|_closed| SignOutError::shutting_down())?;
+        self.enter_first().await
     }
 
     /// The same for who is first in a queue that is bounded by itself.
@@ -151,5 +159,36 @@ mod tests {
         assert_eq!(gate.enter().await.unwrap_err().cause, Cause::Overloaded);
         drop(held);
         first.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn who_is_first_elsewhere_waits_for_one_of_the_queue_and_not_for_all() {
+        let gate = Gate::new(1, 10);
+        let held = gate.enter().await.unwrap();
+        let (order, mut entered) = tokio::sync::mpsc::unbounded_channel();
+        let mut tasks = Vec::new();
+        for name in ["first", "second", "third"] {
+            let (theirs, order) = (gate.clone(), order.clone());
+            tasks.push(tokio::spawn(async move {
+                let _permit = theirs.enter().await.unwrap();
+                order.send(name).unwrap();
+            }));
+            until(&gate, tasks.len()).await;
+        }
+        // So that the first of them stands at the permits.
+        tokio::task::yield_now().await;
+        let elsewhere = async {
+            let _permit = gate.enter_first().await.unwrap();
+            order.send("elsewhere").unwrap();
+        };
+        let release = async {
+            tokio::task::yield_now().await;
+            drop(held);
+        };
+        tokio::join!(elsewhere, release);
+
+        for expected in ["first", "elsewhere", "second", "third"] {
+            assert_eq!(entered.recv().await, Some(expected));
+        }
     }
 }

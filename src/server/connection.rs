@@ -110,7 +110,7 @@ impl Connection {
     }
 
     /// Whether it has asked for anything.
-    fn has_asked(&self) -> bool {
+    pub(super) fn has_asked(&self) -> bool {
         self.requests.load(Ordering::Relaxed) > 0
     }
 

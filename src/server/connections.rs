@@ -41,8 +41,8 @@ use crate::{
     metrics::{Metrics, OpenConnection},
 };
 
-/// A peer that was asked to go has so long to do it, counted from the end of the last call on its connection. One that
-/// behaves needs one round trip.
+/// A peer that was asked to go has so long to do it, counted from the end of the last call on its connection or from the
+/// asking, and twice as long at most. One that behaves needs one round trip; one that never asked for anything has no time.
 const LEAVE: Duration = Duration::from_secs(1);
 
 /// So much of a connection's unread data is held for it, over all its streams; hyper would hold 1 MiB for each stream.
@@ -121,7 +121,7 @@ impl Connections {
     }
 
     /// Serves what is accepted until nothing more comes and the last connection has ended. Once `closing` is cancelled
-    /// every connection is asked to go, and those on which nothing is under way are cut.
+    /// every connection is asked to go, and cut if it does not.
     pub(super) async fn serve<I, S>(
         self,
         mut accepted: mpsc::Receiver<Accepted<I>>,
@@ -152,6 +152,10 @@ impl Connections {
                     Either::Right(((), _)) => {
                         served.as_mut().graceful_shutdown();
                         let cut = async {
+                            // However long it was idle before: what it sends in this moment, it sends in good faith.
+                            if connection.has_asked() {
+                                sleep(LEAVE).await;
+                            }
                             connection.idle_for(LEAVE).await;
                             connection.cut();
                         };
@@ -400,6 +404,32 @@ mod tests {
 
         assert!(ended.is_ok(), "its task goes on");
         assert!(connections.open().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_was_idle_has_a_second_to_go_like_any_other() {
+        let connections = connections(&[]);
+        let (accepted, incoming) = mpsc::channel(1);
+        let closing = CancellationToken::new();
+        let rules = Rules::new(1, Duration::from_secs(1), closing.clone(), None);
+        let (server, services) = (connections.server(Protocols::Http2), tonic::service::Routes::default());
+        tokio::spawn(connections.serve(incoming, server, services, rules, closing.clone()));
+        let (mut peer, io) = tokio::io::duplex(64 * 1024);
+        assert!(accepted.send(Accepted { io, peer: Peer::Plain { loopback: true } }).await.is_ok());
+        // Greeting, empty SETTINGS, and a whole request: GET http://x/.
+        peer.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+        peer.write_all(b"\0\0\x06\x01\x05\0\0\0\x01\x82\x84\x86\x41\x01x").await.unwrap();
+        sleep(10 * LEAVE).await;
+
+        closing.cancel();
+        let told = Instant::now();
+        let mut all = Vec::new();
+        let _ = peer.read_to_end(&mut all).await;
+
+        // It answered no ping, so nobody knows whether it has sent something in the meantime.
+        assert!((LEAVE..3 * LEAVE).contains(&told.elapsed()), "{:?}", told.elapsed());
+        let goaway = b"\0\0\x08\x07\0\0\0\0\0";
+        assert!(all.windows(goaway.len()).any(|window| window == goaway), "{all:?}");
     }
 
     /// How long the end of a connection lasts whose peer does with its own end as it is told.

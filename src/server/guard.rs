@@ -7,7 +7,10 @@ use tokio::sync::watch;
 use tokio_rustls::rustls::ServerConfig;
 use tracing::warn;
 
-use super::tls::{Acceptor, TlsFiles};
+use super::{
+    listen::MOST_HANDSHAKES,
+    tls::{Acceptor, TlsFiles},
+};
 use crate::{
     config::{AccessArgs, ListenAddress, ListenArgs},
     metrics::Metrics,
@@ -47,6 +50,12 @@ impl Guard {
             None => None,
         };
         Ok(Self { tls, policy, certificates, allow_pools: allow_pool, every: reload_interval })
+    }
+
+    /// How many peers may be in their TLS handshakes with these listeners.
+    pub(super) fn most_handshakes<'a>(&self, addresses: impl Iterator<Item = &'a ListenAddress>) -> usize {
+        let tcp = addresses.filter(|address| matches!(address, ListenAddress::Tcp(_))).count();
+        if self.tls.is_some() { tcp * MOST_HANDSHAKES } else { 0 }
     }
 
     /// What TLS is made with, and counts whom it refuses; `None` for plain text.

@@ -317,6 +317,11 @@ where
         let this = self.get_mut();
         match Pin::new(&mut this.body).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
+                if frame.is_trailers() && this.held > 0 {
+                    // The message is whole, and nobody looks for its end after them.
+                    this.unasked = None;
+                    this.release();
+                }
                 let held = this.hold(frame.data_ref().map_or(0, Bytes::len));
                 Poll::Ready(Some(held.map(|()| frame)))
             }

@@ -27,7 +27,7 @@ use super::{
 use crate::{config::ListenAddress, policy::Peer};
 
 /// So many peers may be in their TLS handshakes at one time at one listener; the next have to wait.
-const MOST_HANDSHAKES: usize = 1024;
+pub(super) const MOST_HANDSHAKES: usize = 1024;
 
 /// A bound socket.
 pub(super) struct Listener {

@@ -511,10 +511,10 @@ async fn more_file_descriptors_are_asked_for_where_there_are_too_few() {
         let line = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap().to_owned();
         line.split_whitespace().take(2).map(|limit| limit.parse().unwrap()).collect::<Vec<u32>>()
     };
-    // --max-connections, twice --max-in-flight, and 300.
+    // --max-connections, twice --max-in-flight, and 400.
     let sidecar = Sidecar::before_nothing().descriptors(512, 4096).start().await;
     sidecar.log.wait_for_message("more file descriptors are allowed now").await;
-    assert_eq!(allowed(&sidecar), [1024 + 2 * 256 + 300, 4096]);
+    assert_eq!(allowed(&sidecar), [1024 + 2 * 256 + 400, 4096]);
 
     let sidecar = Sidecar::before_nothing().descriptors(512, 700).arg("--max-in-flight", 10).start().await;
     let line = sidecar.log.wait_for_message("too few file descriptors").await;

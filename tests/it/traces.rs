@@ -392,7 +392,8 @@ async fn a_collector_proves_who_it_is_by_an_authority_that_was_given_or_that_the
             sidecar.sign_out(POOL, CANARY).await.unwrap();
             counted(&sidecar, "exported", 3.0).await;
         }
-        // What is given goes before what the system trusts.
+        // What is given goes before what the system trusts. How many requests the spans came in is the timer's affair.
+        let came = collector.requests().len();
         let theirs = write_pem(dir.path(), "theirs", &Authority::new("theirs").pem());
         let sidecar = starter(protocol)
             .env("OTEL_EXPORTER_OTLP_CERTIFICATE", theirs.to_str().unwrap())
@@ -402,10 +403,11 @@ async fn a_collector_proves_who_it_is_by_an_authority_that_was_given_or_that_the
             .await;
         sidecar.sign_out(POOL, CANARY).await.unwrap();
         counted(&sidecar, "failed", 3.0).await;
+        assert_eq!(collector.requests().len(), came, "from one that does not trust it");
 
         let sidecar = starter(protocol).env("OTEL_EXPORTER_OTLP_CERTIFICATE", "/nonexistent").start().await;
         let line = sidecar.log.wait_for_message("traces are not exported").await;
         assert!(line["error"].as_str().unwrap().contains("OTEL_EXPORTER_OTLP_CERTIFICATE: /nonexistent"));
     }
-    assert_eq!(collector.requests().len(), 2, "from those that trust it");
+    assert!(collector.requests().len() >= 2, "from those that trust it");
 }
