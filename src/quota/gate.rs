@@ -72,8 +72,9 @@ impl Gate {
             // A full queue empties at the speed of Cognito; no better figure is known here.
             return Err(SignOutError::new(Cause::Overloaded).retry_after(Duration::from_secs(1)));
         };
+        debug!("waits for its turn");
         let _head = self.head.acquire().await.map_err(|_closed| SignOutError::shutting_down())?;
-        self.enter_first().await
+        self.permits.acquire().await.map_err(|_closed| SignOutError::shutting_down())
     }
 
     /// The same for who is first in a queue that is bounded by itself.

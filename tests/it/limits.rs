@@ -520,7 +520,7 @@ async fn more_file_descriptors_are_asked_for_where_there_are_too_few() {
     let line = sidecar.log.wait_for_message("too few file descriptors").await;
     assert_eq!(
         (&line["level"], &line["needed"], &line["allowed"]),
-        (&"WARN".into(), &1344.into(), &700.into())
+        (&"WARN".into(), &1444.into(), &700.into())
     );
     assert_eq!(allowed(&sidecar), [700, 700]);
 
