@@ -15,7 +15,7 @@ use tokio_util::{
     task::{TaskTracker, task_tracker::TaskTrackerToken},
 };
 use tonic::metadata::MetadataMap;
-use tracing::{Instrument as _, error, info, info_span, warn};
+use tracing::{Instrument as _, debug_span, error, info, warn};
 
 use crate::{
     audit::{Audit, Event},
@@ -97,15 +97,15 @@ impl Recorder {
         }
     }
 
-    /// Begins the record of a sign-out.
-    pub fn begin(self: &Arc<Self>, arrival: Arrival) -> Record {
+    /// Begins the record of a sign-out. On the heap, for it is handed on from one to the next.
+    pub fn begin(self: &Arc<Self>, arrival: Arrival) -> Box<Record> {
         let Arrival { method, at, parent } = arrival;
         self.metrics.call_begun(method.as_str());
         let span =
             self.traces.as_ref().map(|traces| Box::new(traces.call(method.as_str(), parent.as_deref())));
         // Without traces of our own, the caller's can still be followed through our log.
         let trace = span.as_deref().map(CallSpan::context).or(parent.as_deref());
-        Record {
+        Box::new(Record {
             recorder: self.clone(),
             method,
             arrived: at,
@@ -116,7 +116,7 @@ impl Recorder {
             call: None,
             ended: false,
             _open: self.open.token(),
-        }
+        })
     }
 }
 
@@ -150,15 +150,15 @@ impl Record {
         }
     }
 
-    /// Waits for what comes of the call; SHUTTING_DOWN if the process ends first.
-    pub async fn until_cut_off(
-        &self,
-        answer: impl Future<Output = Result<SignedOut, SignOutError>>,
-    ) -> Result<SignedOut, SignOutError> {
-        // What is logged below carries the same ids as our own line.
-        let span = info_span!("call", request_id = self.request_id, trace_id = self.trace_id);
-        let answer = self.recorder.cut_off.run_until_cancelled(answer.instrument(span)).await;
-        answer.unwrap_or_else(|| Err(SignOutError::shutting_down()))
+    /// Waits until the process ends, which no call outlasts.
+    pub fn cut_off(&self) -> impl Future<Output = ()> {
+        self.recorder.cut_off.cancelled()
+    }
+
+    /// The same work, of which every line in the log carries the same ids as our own. That is told where details are; as
+    /// long as they are not wanted, no call that waits holds a span for them.
+    pub fn log_within<F: Future>(&self, work: F) -> impl Future<Output = F::Output> + use<F> {
+        work.instrument(debug_span!("call", request_id = self.request_id, trace_id = self.trace_id))
     }
 
     /// The request has become a call: from now on what is recorded names its pool and its attempts, and what is done for it
@@ -171,7 +171,7 @@ impl Record {
 
     /// It has ended, and the caller is told next. Where an audit record is demanded, this waits until it is written, or
     /// that has failed; until `deadline` at the longest.
-    pub async fn end(mut self, answer: &Result<SignedOut, SignOutError>, deadline: Instant) {
+    pub async fn end(mut self: Box<Self>, answer: &Result<SignedOut, SignOutError>, deadline: Instant) {
         let (end, outcome) = self.tell(answer);
         // What cannot be written is not tried: nothing was done, and the refusal is in the log and in the metrics.
         if matches!(answer, Err(SignOutError { cause: Cause::AuditUnavailable, .. })) {
@@ -196,7 +196,7 @@ impl Record {
 
     /// It was refused before its message had come, which would have said whom to sign out. There is nobody to audit, and
     /// whoever floods the sidecar must not fill the audit log.
-    pub fn end_unasked(mut self, error: SignOutError) {
+    pub fn end_unasked(mut self: Box<Self>, error: SignOutError) {
         self.tell(&Err(error));
     }
 

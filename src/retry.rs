@@ -52,7 +52,8 @@ impl<S: SignOut> SignOut for Retrying<S> {
             if Instant::now() + delay >= call.deadline() {
                 return Err(error);
             }
-            if self.closing.run_until_cancelled(sleep(delay)).await.is_none() {
+            // On the heap: most calls come here never.
+            if Box::pin(self.closing.run_until_cancelled(sleep(delay))).await.is_none() {
                 return Err(shutting_down_after(error));
             }
             attempt += 1;

@@ -12,6 +12,7 @@ mod services;
 mod tasks;
 mod tls;
 mod uds;
+mod unary;
 
 use std::{
     io,
@@ -48,7 +49,7 @@ use crate::{
     cognito::{AwsSource, Cognito, Credentials},
     config::{LimitArgs, ListenAddress, QuotaRps, ServeArgs, TracesAsked},
     metrics::{Kind, Metrics},
-    pb::{self, sign_out_service_server::SignOutServiceServer},
+    pb,
     policy::Access,
     quota::{BudgetFigures, Gate, Joining, Paced, Pacer, Quotas},
     record::Recorder,
@@ -211,10 +212,7 @@ impl Sidecar {
         if listen.reflection {
             add_reflection(&mut routes, &access);
         }
-        let sign_out = SignOutServiceServer::new(service)
-            .max_decoding_message_size(MAX_REQUEST_BYTES)
-            .max_encoding_message_size(MAX_REQUEST_BYTES);
-        let services = Services::new(sign_out, routes.routes().prepare());
+        let services = Services::new(service, routes.routes().prepare());
 
         // The listeners accept, and connections stay, until `closing` is cancelled.
         let (accepted, incoming) = mpsc::channel(64);

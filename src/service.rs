@@ -2,6 +2,7 @@
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
+use futures_util::{FutureExt as _, future::Either};
 use tokio::time::Instant;
 use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
@@ -15,7 +16,7 @@ use crate::{
         AdminUserGlobalSignOutRequest, AdminUserGlobalSignOutResponse, BulkAdminUserGlobalSignOutRequest,
         BulkAdminUserGlobalSignOutResponse, sign_out_service_server::SignOutService,
     },
-    policy::{Access, Peer, Presented},
+    policy::{Access, Caller, Peer, Presented},
     record::{Arrival, Method, Record, Recorder},
     sign_out::{Call, Cause, FieldViolation, SignOut, SignOutError, SignedOut, User},
     status,
@@ -40,6 +41,14 @@ impl<S: SignOut, O: Observer> Service<S, O> {
     }
 }
 
+type Answer = Result<AdminUserGlobalSignOutResponse, Status>;
+
+/// What has become of a request.
+enum Checked {
+    Call { call: Call, allowed: bool, record: Box<Record> },
+    Refused { error: SignOutError, record: Box<Record> },
+}
+
 /// Serves one sign-out, whether it came by itself or in a stream: checks, calls, records, answers.
 pub struct Desk<S, O> {
     sign_out: S,
@@ -61,56 +70,69 @@ impl<S: SignOut, O: Observer> Desk<S, O> {
         Self { sign_out, observer, access, recorder, call_timeout }
     }
 
-    /// The answer to one request, which has to be given by `deadline`. Checked in this order: who is calling, are the
-    /// fields well formed, may this caller touch that pool. `call` makes the call, whose own
-    /// deadline may come sooner.
-    ///
-    /// Thousands may wait here at one time: what is awaited before and after is boxed, so that no call holds room for it
-    /// meanwhile.
-    async fn serve(
+    /// Whether a request becomes a call. Checked in this order: who is calling, are the fields well formed, may this caller
+    /// touch that pool. `call` makes the call.
+    fn check(
         &self,
         arrival: Arrival,
         presented: &Presented,
         message: Option<AdminUserGlobalSignOutRequest>,
-        deadline: Instant,
         call: impl FnOnce(User) -> Call,
-    ) -> Result<AdminUserGlobalSignOutResponse, Status> {
+    ) -> Checked {
         let mut record = self.recorder.begin(arrival);
-        let caller = match self.access.identify(presented) {
-            Ok(caller) => caller,
-            Err(why) => return Err(Box::pin(self.refuse(record, why.into(), deadline)).await),
-        };
+        match self.user(&mut record, presented, message) {
+            Ok((caller, user)) => {
+                let call = record.becomes(call(user));
+                Checked::Call { allowed: self.access.allows(&caller, &call.user.pool), call, record }
+            }
+            Err(error) => Checked::Refused { error, record },
+        }
+    }
+
+    /// Who calls, and whom they want to sign out.
+    fn user(
+        &self,
+        record: &mut Record,
+        presented: &Presented,
+        message: Option<AdminUserGlobalSignOutRequest>,
+    ) -> Result<(Caller, User), SignOutError> {
+        let caller = self.access.identify(presented)?;
         if let Some(name) = caller.name() {
             record.called_by(name);
         }
-        if let Err(error) = record.can_be_kept() {
-            return Err(Box::pin(self.refuse(record, error, deadline)).await);
-        }
-        let user = match message {
-            Some(message) => User::parse(&message.user_pool_id, &message.username),
-            None => {
-                let description = "is missing; it says whom to sign out".to_owned();
-                Err(vec![FieldViolation { field: "request", description }])
-            }
+        record.can_be_kept()?;
+        let Some(message) = message else {
+            let description = "is missing; it says whom to sign out".to_owned();
+            return Err(vec![FieldViolation { field: "request", description }].into());
         };
-        let user = match user {
-            Ok(user) => user,
-            Err(violations) => return Err(Box::pin(self.refuse(record, violations.into(), deadline)).await),
-        };
+        Ok((caller, User::parse(&message.user_pool_id, &message.username)?))
+    }
 
-        let call = record.becomes(call(user));
-        let answer = if self.access.allows(&caller, &call.user.pool) {
-            let answer = record.until_cut_off(Box::pin(async {
-                tokio::select! {
-                    biased;
-                    answer = panics::catch(self.sign_out.sign_out(&call)) => match answer {
-                        Ok(answer) => answer,
-                        Err(panicked) => Err(SignOutError::because(Cause::SidecarInternalError, panicked)),
-                    },
-                    () = call.expired() => Err(SignOutError::new(Cause::DeadlineExceeded)),
-                }
-            }));
-            answer.await
+    /// The answer to one request, which has to be given by `deadline`; the call's own may come sooner.
+    fn serve(&self, checked: Checked, deadline: Instant) -> impl Future<Output = Answer> {
+        match checked {
+            Checked::Call { call, allowed, record } => Either::Left(self.answer(call, allowed, record)),
+            Checked::Refused { error, record } => {
+                Either::Right(Box::pin(self.refuse(error, record, deadline)).map(Err))
+            }
+        }
+    }
+
+    /// The answer to a request that has become a call.
+    ///
+    /// Thousands may wait here at one time: what is awaited afterwards is boxed, so that no call holds room for it
+    /// meanwhile.
+    async fn answer(&self, call: Call, allowed: bool, record: Box<Record>) -> Answer {
+        let answer = if allowed {
+            tokio::select! {
+                biased;
+                answer = record.log_within(panics::catch(self.sign_out.sign_out(&call))) => match answer {
+                    Ok(answer) => answer,
+                    Err(panicked) => Err(SignOutError::because(Cause::SidecarInternalError, panicked)),
+                },
+                () = call.expired() => Err(SignOutError::new(Cause::DeadlineExceeded)),
+                () = record.cut_off() => Err(SignOutError::shutting_down()),
+            }
         } else {
             Err(SignOutError::new(Cause::CallerNotAllowed))
         };
@@ -123,7 +145,7 @@ impl<S: SignOut, O: Observer> Desk<S, O> {
     }
 
     /// The answer to a request that does not become a call.
-    async fn refuse(&self, record: Record, error: SignOutError, deadline: Instant) -> Status {
+    async fn refuse(&self, error: SignOutError, record: Box<Record>, deadline: Instant) -> Status {
         self.observer.answered(Some(&error.cause));
         let status = status::of_refusal(&error);
         record.end(&Err(error), deadline).await;
@@ -133,15 +155,21 @@ impl<S: SignOut, O: Observer> Desk<S, O> {
 
 #[tonic::async_trait]
 impl<S: SignOut, O: Observer> SignOutService for Service<S, O> {
-    async fn admin_user_global_sign_out(
-        &self,
+    // By hand, for an `async fn` would hold the request for as long as the call waits.
+    fn admin_user_global_sign_out<'s, 'f>(
+        &'s self,
         request: Request<AdminUserGlobalSignOutRequest>,
-    ) -> Result<Response<AdminUserGlobalSignOutResponse>, Status> {
+    ) -> Pin<Box<dyn Future<Output = Result<Response<AdminUserGlobalSignOutResponse>, Status>> + Send + 'f>>
+    where
+        's: 'f,
+        Self: 'f,
+    {
         let Due { arrived, deadline } = Due::of(&request, self.desk.call_timeout);
         let arrival = Arrival::of(Method::Unary, arrived, request.metadata());
         let presented = presented(&request);
-        let (message, call) = (Some(request.into_inner()), |user| Call::new(user, deadline));
-        self.desk.serve(arrival, &presented, message, deadline, call).await.map(Response::new)
+        let message = Some(request.into_inner());
+        let checked = self.desk.check(arrival, &presented, message, |user| Call::new(user, deadline));
+        Box::pin(self.desk.serve(checked, deadline).map(|answer| answer.map(Response::new)))
     }
 
     type BulkAdminUserGlobalSignOutStream =
@@ -160,14 +188,15 @@ impl<S: SignOut, O: Observer> SignOutService for Service<S, O> {
         // Nobody unknown holds a stream open. Each item asks again: a token may expire while it flows.
         if let Err(why) = desk.access.identify(&presented) {
             let record = desk.recorder.begin(Arrival::of(Method::Bulk, arrived, &metadata));
-            return Err(desk.refuse(record, why.into(), limit).await);
+            return Err(desk.refuse(why.into(), record, limit).await);
         }
         let serve = move |message: Option<AdminUserGlobalSignOutRequest>| {
             let (desk, presented) = (desk.clone(), presented.clone());
             let arrival = Arrival::of(Method::Bulk, Instant::now(), &metadata);
             async move {
                 let call = |user| Call::bulk(user, limit, call_timeout);
-                desk.serve(arrival, &presented, message, limit, call).await
+                let checked = desk.check(arrival, &presented, message, call);
+                desk.serve(checked, limit).await
             }
         };
         let results = bulk::results(request.into_inner(), serve, limit, self.draining.clone());

@@ -64,12 +64,9 @@ impl<S: SignOut> Joining<S> {
         }
 
         let joint = call.joint();
-        let (inner, ours) = (self.inner.clone(), joint.clone());
+        let inner = self.inner.clone();
         let entry = Entry { joints: self.joints.clone(), call: joint.clone() };
-        let answer = async move {
-            let _entry = entry;
-            inner.sign_out(&ours).await.map_err(Arc::new)
-        };
+        let answer = async move { inner.sign_out(&entry.call).await.map_err(Arc::new) };
         let answer = (Box::pin(answer) as Answering).shared();
         let joint = Joint { call: joint, answer: answer.downgrade()? };
         joints.insert(call.user.clone(), joint);

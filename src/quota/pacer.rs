@@ -164,7 +164,9 @@ where
         let budget = self.pacer.budget(&region, call.class());
         let (_permit, charge) = match &budget {
             Some(budget) => {
-                let permit = budget.admit(call, &self.pacer.gate).await.map_err(|mut error| {
+                // On the heap: most calls are not paced, and have no room for what that takes.
+                let admitted = Box::pin(budget.admit(call, &self.pacer.gate)).await;
+                let permit = admitted.map_err(|mut error| {
                     error.aws.region = Some(region.clone());
                     error
                 })?;

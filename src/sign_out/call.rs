@@ -184,9 +184,11 @@ impl Call {
             }
             if self.class() == Class::Interactive {
                 // Nothing moves it nearer.
+                drop(changed);
                 sleep_until(deadline).await;
             } else {
-                let _ = timeout_at(deadline, changed).await;
+                // On the heap: there are fewer of these, and the others are to be small.
+                let _ = Box::pin(timeout_at(deadline, changed)).await;
             }
         }
     }

@@ -6,7 +6,7 @@ use tonic::Code;
 use tonic_types::StatusExt as _;
 
 use crate::{
-    harness::{POOL, Sidecar, metadata, reason},
+    harness::{PATIENCE, POOL, Sidecar, metadata, reason, request},
     scripted::{Reply, Scripted, http_date, request_id},
 };
 
@@ -79,4 +79,22 @@ async fn a_caller_that_goes_away_ends_the_upstream_exchange() {
     upstream.wait_for_gone(1).await;
     let line = sidecar.log.wait_for_message("the caller went away").await;
     assert_eq!((line["code"].as_str(), line["outcome"].as_str()), (Some("CANCELLED"), Some("unknown")));
+}
+
+#[tokio::test]
+async fn a_message_that_is_compressed_is_refused_with_what_would_be_understood() {
+    let upstream = Scripted::start(|_, _| Reply::ok()).await;
+    let sidecar = Sidecar::before(&upstream).await;
+    let sign_out = async |encoding: &str| {
+        let mut request = request(POOL, "ada", PATIENCE);
+        request.metadata_mut().insert("grpc-encoding", encoding.parse().unwrap());
+        sidecar.client().admin_user_global_sign_out(request).await
+    };
+
+    let status = sign_out("gzip").await.unwrap_err();
+
+    assert_eq!(status.code(), Code::Unimplemented);
+    assert_eq!(status.metadata().get("grpc-accept-encoding").unwrap(), "identity");
+    assert_eq!(upstream.requests().len(), 0);
+    sign_out("identity").await.unwrap();
 }

@@ -51,9 +51,14 @@ impl Scrape {
 
     /// The first scrape that is as wanted.
     pub(crate) async fn until(sidecar: &Sidecar, wanted: impl Fn(&Self) -> bool) -> Self {
+        Self::until_at(sidecar.admin(), wanted).await
+    }
+
+    /// The same of the admin listener at that address.
+    pub(crate) async fn until_at(admin: SocketAddr, wanted: impl Fn(&Self) -> bool) -> Self {
         let begun = Instant::now();
         loop {
-            let scrape = Self::of(sidecar).await;
+            let scrape = Self(get(admin, "text/plain").await.1);
             if wanted(&scrape) {
                 return scrape;
             }
