@@ -1,0 +1,158 @@
+"""Lets a binary that counts what it does serve what a sidecar serves: `train.py BINARY`, for deploy/image/build.
+
+The compiler reads the counts (LLVM_PROFILE_FILE), so what is done here is what the image is fast at: sign-outs one at a time and
+many at once, a few that fail, a stream, probes and scrapes, before a Cognito on loopback, by plain HTTP and by TLS. Ends with an
+error if anything is answered otherwise than it should be.
+"""
+
+import http.client
+import http.server
+import json
+import os
+import signal
+import ssl
+import subprocess
+import sys
+import threading
+
+import grpc
+import trustme
+
+SERVICE = "/cognito.signout.v1.SignOutService/"
+POOL = b"eu-central-1_EXAMPLE02"
+NOBODY = b"nobody"
+
+
+class Cognito(http.server.BaseHTTPRequestHandler):
+    """Knows everybody but one."""
+
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        known = asked["Username"] != NOBODY.decode()
+        answer = b"{}" if known else b'{"__type":"UserNotFoundException","message":"User does not exist."}'
+        self.send_response(200 if known else 400)
+        self.send_header("Content-Type", "application/x-amz-json-1.1")
+        self.send_header("x-amzn-RequestId", "00000000-0000-4000-8000-000000000000")
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *args):
+        pass
+
+
+def cognito(certificate=None):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Cognito)
+    server.daemon_threads = True
+    if certificate:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        certificate.configure_cert(context)
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return f"{'https' if certificate else 'http'}://127.0.0.1:{server.server_port}"
+
+
+def field(number, value):
+    """A short field of a protobuf message."""
+    return bytes([number << 3 | 2, len(value)]) + value
+
+
+def sign_out(username):
+    return field(1, POOL) + field(2, username)
+
+
+def users(n):
+    return [b"user-%06d@example.com" % user for user in range(n)]
+
+
+def serve(binary, endpoint, *flags, **environment):
+    """A sidecar before that Cognito, with the addresses where it serves gRPC and probes."""
+    sidecar = subprocess.Popen(
+        [binary, "serve", "--listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0", "--log-format=json", *flags],
+        env={
+            **{name: os.environ[name] for name in ["LLVM_PROFILE_FILE"] if name in os.environ},
+            "AWS_ACCESS_KEY_ID": "AKIDTRAINTRAINTRAIN0",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_ENDPOINT_URL_COGNITO_IDENTITY_PROVIDER": endpoint,
+            **environment,
+        },
+        stderr=subprocess.PIPE,
+    )
+    addresses = {}
+    for line in sidecar.stderr:
+        told = json.loads(line)
+        if told["message"].startswith("serving "):
+            addresses[told["message"]] = told["address"]
+        if len(addresses) == 2:
+            break
+    else:
+        sys.exit(f"{binary} does not serve")
+    # Whatever else it logs has to go somewhere.
+    threading.Thread(target=sidecar.stderr.read, daemon=True).start()
+    return sidecar, addresses["serving gRPC"], addresses["serving probes"]
+
+
+def many(call, requests, in_flight):
+    """Makes calls, so many at one time, all of which have to succeed."""
+    under_way = threading.Semaphore(in_flight)
+    answers = []
+    for request in requests:
+        under_way.acquire()
+        answer = call.future(request, timeout=60)
+        answer.add_done_callback(lambda _: under_way.release())
+        answers.append(answer)
+    for answer in answers:
+        answer.result()
+
+
+def exercise(sidecar, api, admin):
+    try:
+        work(api, admin)
+        sidecar.send_signal(signal.SIGTERM)
+        if sidecar.wait(20) != 0:
+            sys.exit(f"the sidecar ends with {sidecar.returncode}")
+    finally:
+        sidecar.kill()
+
+
+def work(api, admin):
+    with grpc.insecure_channel(api) as channel:
+        call = channel.unary_unary(SERVICE + "AdminUserGlobalSignOut")
+        for in_flight, calls in [(1, 500), (16, 2000), (64, 2000)]:
+            many(call, [sign_out(user) for user in users(calls)], in_flight)
+        for refused, code in [(NOBODY, grpc.StatusCode.NOT_FOUND), (b"", grpc.StatusCode.INVALID_ARGUMENT)]:
+            for _ in range(20):
+                try:
+                    call(sign_out(refused), timeout=60)
+                    sys.exit(f"{refused} was signed out")
+                except grpc.RpcError as error:
+                    if error.code() != code:
+                        sys.exit(f"{refused}: {error}")
+        stream = channel.stream_stream(SERVICE + "BulkAdminUserGlobalSignOut")
+        items = [field(2, sign_out(user)) for user in users(30)]
+        answers = sum(1 for _ in stream(iter(items), timeout=60))
+        if answers != len(items):
+            sys.exit(f"{answers} answers for {len(items)} items")
+    for path in ["/livez", "/readyz", "/metrics"] * 5:
+        connection = http.client.HTTPConnection(admin, timeout=20)
+        connection.request("GET", path)
+        if connection.getresponse().status != 200:
+            sys.exit(f"{path} does not answer 200")
+        connection.close()
+    with grpc.insecure_channel(admin) as channel:
+        check = channel.unary_unary("/grpc.health.v1.Health/Check")
+        for _ in range(20):
+            check(b"", timeout=20)
+
+
+if __name__ == "__main__":
+    binary = sys.argv[1]
+    exercise(*serve(binary, cognito(), "--quota-rps=100000"))
+    exercise(*serve(binary, cognito()))
+    authority = trustme.CA()
+    with authority.cert_pem.tempfile() as roots:
+        exercise(*serve(binary, cognito(authority.issue_cert("127.0.0.1")), SSL_CERT_FILE=roots))
