@@ -1,7 +1,6 @@
 //! One connection of a caller: what is known of it, and its socket, which can be cut at any time.
 
 use std::{
-    future::poll_fn,
     io,
     pin::Pin,
     sync::{
@@ -29,17 +28,10 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 1024 * 1024;
 
-/// So much is read in one turn of a connection's task, then the calls that it brought have theirs. h2 takes in whatever there
-/// is to read before anybody looks at it, and keeps the room that it took for as long as the connection lives: over 100 KB
-/// where hundreds of calls come at once.
-const READ_BYTES: usize = 2 * 1024;
-
 /// What is known of one connection.
 pub(super) struct Connection {
     accepted: Instant,
     received: AtomicU64,
-    /// Bytes that were read in this turn of its task.
-    read: AtomicUsize,
     requests: AtomicU64,
     under_way: AtomicUsize,
     at_work: AtomicUsize,
@@ -74,7 +66,6 @@ impl Connection {
         Self {
             accepted: Instant::now(),
             received: AtomicU64::new(0),
-            read: AtomicUsize::new(0),
             requests: AtomicU64::new(0),
             under_way: AtomicUsize::new(0),
             at_work: AtomicUsize::new(0),
@@ -116,17 +107,6 @@ impl Connection {
     /// Whether the peer has said that it speaks HTTP.
     pub(super) fn has_begun(&self) -> bool {
         self.has_asked() || self.received.load(Ordering::Relaxed) >= PREFACE.len() as u64
-    }
-
-    /// What serves the connection, in turns that read no more than they should.
-    pub(super) fn in_turns<F: Future>(
-        &self,
-        mut served: Pin<&mut F>,
-    ) -> impl Future<Output = F::Output> + Unpin {
-        poll_fn(move |cx| {
-            self.read.store(0, Ordering::Relaxed);
-            served.as_mut().poll(cx)
-        })
     }
 
     /// Whether it has asked for anything.
@@ -280,16 +260,9 @@ impl<I: AsyncRead + Unpin> AsyncRead for Guarded<I> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         this.check(cx)?;
-        let left = READ_BYTES.saturating_sub(this.connection.read.load(Ordering::Relaxed));
-        if left == 0 {
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
-        }
-        let mut part = ReadBuf::new(buf.initialize_unfilled_to(left.min(buf.remaining())));
-        let read = Pin::new(&mut this.io).poll_read(cx, &mut part);
-        let bytes = part.filled().len();
-        buf.advance(bytes);
-        this.connection.read.fetch_add(bytes, Ordering::Relaxed);
+        let before = buf.filled().len();
+        let read = Pin::new(&mut this.io).poll_read(cx, buf);
+        let bytes = buf.filled().len() - before;
         this.connection.received.fetch_add(bytes as u64, Ordering::Relaxed);
         read
     }

@@ -147,13 +147,9 @@ impl Connections {
                         .serve_connection(TokioIo::new(io), service_fn(move |request| intake.take(request)))
                 );
                 let time_to_go = pin!(connections.time_to_go(&connection, &closing));
-                let ended = match select(connection.in_turns(served.as_mut()), time_to_go).await {
-                    Either::Left((ended, _)) => Some(ended),
-                    Either::Right(((), _)) => None,
-                };
-                let ended = match ended {
-                    Some(ended) => ended,
-                    None => {
+                let ended = match select(served.as_mut(), time_to_go).await {
+                    Either::Left((ended, _)) => ended,
+                    Either::Right(((), _)) => {
                         served.as_mut().graceful_shutdown();
                         let cut = async {
                             // However long it was idle before: what it sends in this moment, it sends in good faith.
@@ -163,7 +159,7 @@ impl Connections {
                             connection.idle_for(LEAVE).await;
                             connection.cut();
                         };
-                        match select(connection.in_turns(served), pin!(cut)).await {
+                        match select(served, pin!(cut)).await {
                             Either::Left((ended, _)) => ended,
                             Either::Right(((), served)) => served.await,
                         }
