@@ -196,7 +196,7 @@ impl Record {
 
     /// It was refused before its message had come, which would have said whom to sign out. There is nobody to audit, and
     /// whoever floods the sidecar must not fill the audit log.
-    pub fn end_unasked(mut self: Box<Self>, error: SignOutError) {
+    pub fn end_unasked(mut self, error: SignOutError) {
         self.tell(&Err(error));
     }
 
