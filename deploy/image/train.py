@@ -6,7 +6,6 @@ error if anything is answered otherwise than it should be.
 """
 
 import http.client
-import http.server
 import json
 import os
 import signal
@@ -15,6 +14,7 @@ import subprocess
 import sys
 import threading
 
+import cognito
 import grpc
 import trustme
 
@@ -23,36 +23,10 @@ POOL = b"eu-central-1_EXAMPLE02"
 NOBODY = b"nobody"
 
 
-class Cognito(http.server.BaseHTTPRequestHandler):
-    """Knows everybody but one."""
-
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-
-    def do_POST(self):
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        known = asked["Username"] != NOBODY.decode()
-        answer = b"{}" if known else b'{"__type":"UserNotFoundException","message":"User does not exist."}'
-        self.send_response(200 if known else 400)
-        self.send_header("Content-Type", "application/x-amz-json-1.1")
-        self.send_header("x-amzn-RequestId", "00000000-0000-4000-8000-000000000000")
-        self.send_header("Content-Length", str(len(answer)))
-        self.end_headers()
-        self.wfile.write(answer)
-
-    def log_message(self, *args):
-        pass
-
-
-def cognito(certificate=None):
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Cognito)
-    server.daemon_threads = True
-    if certificate:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        certificate.configure_cert(context)
-        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+def serve_cognito(context=None):
+    server = cognito.server(context)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    return f"{'https' if certificate else 'http'}://127.0.0.1:{server.server_port}"
+    return f"{'https' if context else 'http'}://127.0.0.1:{server.server_port}"
 
 
 def field(number, value):
@@ -151,8 +125,10 @@ def work(api, admin):
 
 if __name__ == "__main__":
     binary = sys.argv[1]
-    exercise(*serve(binary, cognito(), "--quota-rps=100000"))
-    exercise(*serve(binary, cognito()))
+    exercise(*serve(binary, serve_cognito(), "--quota-rps=100000"))
+    exercise(*serve(binary, serve_cognito()))
     authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
     with authority.cert_pem.tempfile() as roots:
-        exercise(*serve(binary, cognito(authority.issue_cert("127.0.0.1")), SSL_CERT_FILE=roots))
+        exercise(*serve(binary, serve_cognito(context), SSL_CERT_FILE=roots))

@@ -1,0 +1,45 @@
+"""A Cognito on loopback that knows everybody but `nobody`, for what tries the binary of the image without the embedded one.
+
+`cognito.py CERTIFICATE KEY` serves it under TLS, and prints its port.
+"""
+
+import http.server
+import json
+import ssl
+import sys
+
+
+class Cognito(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        known = asked["Username"] != "nobody"
+        answer = b"{}" if known else b'{"__type":"UserNotFoundException","message":"User does not exist."}'
+        self.send_response(200 if known else 400)
+        self.send_header("Content-Type", "application/x-amz-json-1.1")
+        self.send_header("x-amzn-RequestId", "00000000-0000-4000-8000-000000000000")
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *args):
+        pass
+
+
+def server(context=None):
+    """A server at a free port; under TLS if there is a context for it."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Cognito)
+    server.daemon_threads = True
+    if context:
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    return server
+
+
+if __name__ == "__main__":
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*sys.argv[1:3])
+    server = server(context)
+    print(server.server_port, flush=True)
+    server.serve_forever()
