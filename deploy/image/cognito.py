@@ -1,4 +1,5 @@
 """A Cognito on loopback that knows everybody but `nobody`, for what tries the binary of the image without the embedded one.
+It is an STS too, which lets everybody assume any role.
 
 `cognito.py CERTIFICATE KEY` serves it under TLS, and prints its port.
 """
@@ -8,17 +9,28 @@ import json
 import ssl
 import sys
 
+ASSUMED = b"""<AssumeRoleWithWebIdentityResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/">
+<AssumeRoleWithWebIdentityResult><Credentials><AccessKeyId>ASIAASSUMEDASSUMED00</AccessKeyId><SecretAccessKey>secret</SecretAccessKey>
+<SessionToken>token</SessionToken><Expiration>2099-01-01T00:00:00Z</Expiration></Credentials></AssumeRoleWithWebIdentityResult>
+</AssumeRoleWithWebIdentityResponse>"""
 
 class Cognito(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
 
     def do_POST(self):
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        known = asked["Username"] != "nobody"
-        answer = b"{}" if known else b'{"__type":"UserNotFoundException","message":"User does not exist."}'
-        self.send_response(200 if known else 400)
-        self.send_header("Content-Type", "application/x-amz-json-1.1")
+        asked = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.headers["Content-Type"] == "application/x-www-form-urlencoded":
+            self.answer(200, "text/xml", ASSUMED)
+        elif json.loads(asked)["Username"] != "nobody":
+            self.answer(200, "application/x-amz-json-1.1", b"{}")
+        else:
+            failure = b'{"__type":"UserNotFoundException","message":"User does not exist."}'
+            self.answer(400, "application/x-amz-json-1.1", failure)
+
+    def answer(self, status, content_type, answer):
+        self.send_response(status)
+        self.send_header("Content-Type", content_type)
         self.send_header("x-amzn-RequestId", "00000000-0000-4000-8000-000000000000")
         self.send_header("Content-Length", str(len(answer)))
         self.end_headers()
