@@ -26,22 +26,34 @@ pub struct Due {
 impl Due {
     /// What [`note`] noted, or else from now on. `call_timeout` is for a call that brings no deadline.
     pub fn of<T>(request: &tonic::Request<T>, call_timeout: Duration) -> Self {
-        let arrived = request.extensions().get::<Arrived>().map_or_else(Instant::now, |arrived| arrived.0);
-        let timeout = timeout_in(request.metadata().as_ref()).unwrap_or(call_timeout);
-        Self { arrived, deadline: arrived + in_time(timeout) }
+        let Noted { arrived, timeout } = request
+            .extensions()
+            .get::<Noted>()
+            .copied()
+            .unwrap_or_else(|| Noted::now(request.metadata().as_ref()));
+        Self { arrived, deadline: arrived + in_time(timeout.unwrap_or(call_timeout)) }
     }
 }
 
-/// When the headers of a request came.
+/// When the headers of a request came, and what they say of its time.
 #[derive(Clone, Copy)]
-struct Arrived(Instant);
+struct Noted {
+    arrived: Instant,
+    timeout: Option<Duration>,
+}
+
+impl Noted {
+    fn now(headers: &HeaderMap) -> Self {
+        Self { arrived: Instant::now(), timeout: timeout_in(headers) }
+    }
+}
 
 /// Notes that the headers of a request have come just now, for [`Due`]. Tells when whatever serves it has to be cut off:
 /// a little after the deadline that it keeps by itself, and before the caller's own.
 pub fn note(request: &mut Request<Body>) -> Option<Instant> {
-    let arrived = Instant::now();
-    request.extensions_mut().insert(Arrived(arrived));
-    let timeout = timeout_in(request.headers())?;
+    let noted @ Noted { arrived, timeout } = Noted::now(request.headers());
+    request.extensions_mut().insert(noted);
+    let timeout = timeout?;
     let in_time = in_time(timeout);
     Some(arrived + in_time + timeout.saturating_sub(in_time).min(Duration::from_millis(100)) / 2)
 }

@@ -5,12 +5,12 @@
 use std::{future::ready, sync::Arc};
 
 use futures_util::stream::once;
-use http::{Response, header::CONTENT_TYPE};
+use http::{Extensions, HeaderMap, Response, header::CONTENT_TYPE};
 use tonic::{
     Request, Status, Streaming,
     body::Body,
     codec::{Codec as _, EncodeBody, SingleMessageCompressionOverride},
-    metadata::{GRPC_CONTENT_TYPE, MetadataValue},
+    metadata::{GRPC_CONTENT_TYPE, MetadataMap, MetadataValue},
 };
 
 use super::MAX_REQUEST_BYTES;
@@ -29,8 +29,9 @@ pub(super) fn sign_out<S: SignOutService>(
     service: Arc<S>,
     request: http::Request<Body>,
 ) -> impl Future<Output = Response<Body>> + Send {
+    let (parts, body) = request.into_parts();
     // Made here, because the block below would hold the request for as long as it lives.
-    let reading = Box::pin(read(request));
+    let reading = Box::pin(read(is_plain(&parts.headers), needed(&parts.headers), parts.extensions, body));
     async move {
         let request = match reading.await {
             Ok(request) => request,
@@ -43,22 +44,44 @@ pub(super) fn sign_out<S: SignOutService>(
     }
 }
 
-async fn read(request: http::Request<Body>) -> Result<Request<AdminUserGlobalSignOutRequest>, Status> {
-    if let Some(encoding) = request.headers().get("grpc-encoding").filter(|encoding| *encoding != "identity")
-    {
-        let mut status = Status::unimplemented(format!(
-            "the message is compressed ({encoding:?}), which is not supported"
-        ));
-        status.metadata_mut().insert("grpc-accept-encoding", MetadataValue::from_static("identity"));
-        return Err(status);
-    }
-    let (parts, body) = request.into_parts();
+async fn read(
+    is_plain: Result<(), Status>,
+    headers: HeaderMap,
+    extensions: Extensions,
+    body: Body,
+) -> Result<Request<AdminUserGlobalSignOutRequest>, Status> {
+    is_plain?;
     let mut messages =
         Streaming::new_request(Codec::default().decoder(), body, None, Some(MAX_REQUEST_BYTES));
     let message = messages.message().await?.ok_or_else(|| Status::internal("Missing request message."))?;
     // To the end of the request; its trailers say nothing.
     messages.trailers().await?;
-    Ok(Request::from_http(http::Request::from_parts(parts, message)))
+    Ok(Request::from_parts(MetadataMap::from_headers(headers), extensions, message))
+}
+
+fn is_plain(headers: &HeaderMap) -> Result<(), Status> {
+    match headers.get("grpc-encoding").filter(|encoding| *encoding != "identity") {
+        None => Ok(()),
+        Some(encoding) => {
+            let mut status = Status::unimplemented(format!(
+                "the message is compressed ({encoding:?}), which is not supported"
+            ));
+            status.metadata_mut().insert("grpc-accept-encoding", MetadataValue::from_static("identity"));
+            Err(status)
+        }
+    }
+}
+
+/// Of the headers, those that are looked at once the message is there. Others would be held in the meantime, and thousands of
+/// calls may wait for their messages.
+fn needed(headers: &HeaderMap) -> HeaderMap {
+    let mut needed = HeaderMap::new();
+    for name in ["authorization", "traceparent", "tracestate"] {
+        for value in headers.get_all(name) {
+            needed.append(name, value.clone());
+        }
+    }
+    needed
 }
 
 fn write(response: tonic::Response<AdminUserGlobalSignOutResponse>) -> Response<Body> {

@@ -27,7 +27,8 @@ use crate::{
 /// raise them in the commit that adds it; docs/performance.md tells how they were found.
 const MOST_ALLOCATIONS: u64 = 460;
 const MOST_BYTES: u64 = 70_000;
-const MOST_BYTES_WAITING: u64 = 5_500;
+/// By how many of its frames come at once, which is not for a test to say, it is between 3.3 and 5.4 KB.
+const MOST_BYTES_WAITING: u64 = 6_000;
 
 #[tokio::test]
 async fn a_call_costs_no_more_allocations_than_it_is_known_to() {
